@@ -1,0 +1,43 @@
+# Two targets do everything, the set-up included: `make demo` and `make test`.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+GPUS ?= 2
+BIN := .venv/bin
+
+.PHONY: demo test check format clean
+
+demo: .venv/.installed
+	$(BIN)/snakemake --cores $(CORES) --resources gpu=$(GPUS)
+	@$(BIN)/dmir table results/tables/comparison.csv
+	@echo "The report is results/report.html: open it in a browser."
+
+test: .venv/.installed-for-tests check
+	$(BIN)/pytest
+
+check: .venv/.installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/dmir
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+format: .venv/.installed-for-tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+	$(BIN)/dmir docs
+
+# The stamp is written last: a set-up that was interrupted is simply begun again.
+.venv/.installed: requirements.txt constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Error: no python3.11, 3.12 or 3.13 found; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/.installed-for-tests: .venv/.installed requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf results .snakemake
