@@ -1,0 +1,322 @@
+"""The displacement field: the one interchange format of every method, and all that is done to it.
+
+A field ``u`` lives on the fixed grid and pulls back: ``warped(x) = moving(x + u(x))``. In memory it is a float32 tensor
+(B, 3, D, H, W) in voxels, component ``k`` along array axis ``k``. On disk it is what ITK and ANTs write: NIfTI, 5-D,
+intent vector, LPS millimetres, so that antsApplyTransforms, ITK-SNAP and 3D Slicer read it.
+
+Sampling follows ``align_corners=True`` everywhere: voxel centres are the integer coordinates, and warping by zero is
+the identity.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dmir.errors import InputError
+from dmir.volumes import atomic_path, save_nifti
+
+LPS = np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)  # RAS <-> LPS, its own inverse
+
+
+def identity_grid(
+    shape: tuple[int, int, int], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Return the voxel coordinates of every voxel, shape (1, 3, D, H, W)."""
+    axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def _sampling_grid(displacement: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return x + u(x) as ``grid_sample`` wants it: (B, D, H, W, 3), in [-1, 1] over ``shape``, in W, H, D order."""
+    components = []
+    for axis in (2, 1, 0):
+        view = [1, 1, 1, 1]
+        view[axis + 1] = n = displacement.shape[axis + 2]
+        coordinate = torch.arange(n, device=displacement.device, dtype=displacement.dtype).view(view)
+        components.append((coordinate + displacement[:, axis]) * (2.0 / max(shape[axis] - 1, 1)) - 1.0)
+    return torch.stack(components, dim=-1)
+
+
+def warp(image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", padding: str = "zeros") -> torch.Tensor:
+    """Resample an image at x + u(x) (Jaderberg et al. 2015, the spatial transformer).
+
+    Parameters
+    ----------
+    image
+        (B, C, D, H, W), any floating type; computed in float32 at least. It may have another shape than the field,
+        see :func:`onto_moving_grid`.
+    displacement
+        (B, 3, D, H, W) in voxels of the image.
+    mode
+        ``"linear"`` or ``"nearest"``.
+    padding
+        What lies outside the image: ``"zeros"``, or ``"border"`` for the nearest voxel's value.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, C, D, H, W).
+    """
+    if mode not in ("linear", "nearest"):
+        raise ValueError(f"mode is 'linear' or 'nearest', not {mode!r}")
+    with torch.autocast(device_type=displacement.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(image.dtype, displacement.dtype), torch.float32)
+        grid = _sampling_grid(displacement.to(dtype), image.shape[2:])
+        return F.grid_sample(
+            image.to(dtype),
+            grid,
+            mode="bilinear" if mode == "linear" else "nearest",
+            padding_mode=padding,
+            align_corners=True,
+        )
+
+
+def warp_labels(labels: torch.Tensor, displacement: torch.Tensor, interpolation: str = "nearest") -> torch.Tensor:
+    """Resample a label map at x + u(x).
+
+    ``"linear"`` gives what one-hot encoding, linear warping of each channel and argmax give, without ever making the
+    channels: of the eight neighbours of a sampling point, those of one label add their weights, and the heaviest
+    label wins (the smallest id on a tie). Its cost does not depend on the number of structures.
+
+    Parameters
+    ----------
+    labels
+        (B, 1, D, H, W), any integer type; what lies outside is 0. It may have another shape than the field.
+    displacement
+        (B, 3, D, H, W) in voxels of the label map.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 1, D, H, W) of the type of ``labels``.
+    """
+    if interpolation == "nearest":
+        return warp(labels.to(torch.float32), displacement, mode="nearest").round().to(labels.dtype)
+    if interpolation != "linear":
+        raise ValueError(f"interpolation is 'nearest' or 'linear', not {interpolation!r}")
+    return torch.stack([_warp_labels_linear(a[0], u) for a, u in zip(labels, displacement, strict=True)])[:, None]
+
+
+def _warp_labels_linear(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    shape = labels.shape
+    depth, height, width = displacement.shape[1:]
+    displacement = displacement.to(torch.float32)
+    position = displacement + identity_grid((depth, height, width), displacement.device)[0]
+    lower = position.floor()
+    fraction = position - lower
+    lower = lower.to(torch.int64)
+    neighbours, weights = [], []
+    for corner in product((0, 1), repeat=3):
+        index = torch.zeros_like(lower[0])
+        inside = torch.ones_like(index, dtype=torch.bool)
+        weight = torch.ones_like(fraction[0])
+        for axis, step in enumerate(corner):
+            coordinate = lower[axis] + step
+            inside &= (coordinate >= 0) & (coordinate < shape[axis])
+            index = index * shape[axis] + coordinate.clamp(0, shape[axis] - 1)
+            weight = weight * (fraction[axis] if step else 1 - fraction[axis])
+        neighbours.append(labels.reshape(-1)[index] * inside)
+        weights.append(weight)
+    best = neighbours[0]
+    heaviest = torch.full_like(weights[0], -1.0)
+    for label in neighbours:
+        total = torch.zeros_like(heaviest)
+        for other, weight in zip(neighbours, weights, strict=True):
+            total += weight * (other == label)
+        wins = (total > heaviest) | ((total == heaviest) & (label < best))
+        best = torch.where(wins, label, best)
+        heaviest = torch.where(wins, total, heaviest)
+    return best
+
+
+def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the field that warps as ``first`` and then ``second`` do, in one resampling.
+
+    ``u(x) = second(x) + first(x + second(x))``, so that
+    ``warp(warp(image, first), second)`` and ``warp(image, compose(first, second))`` agree up to interpolation
+    (recursive cascades, Zhao et al. 2019). Both (B, 3, D, H, W) in voxels.
+    """
+    return second + warp(first, second, padding="border")
+
+
+def invert(displacement: torch.Tensor, iterations: int = 30, tolerance: float = 1e-3) -> torch.Tensor:
+    """Return v with v(x) = -u(x + v(x)), by fixed-point iteration (Chen et al. 2008).
+
+    It converges where the displacement is a contraction (local stretch below two); iteration ends when no voxel
+    moves by more than ``tolerance`` voxels.
+
+    Parameters
+    ----------
+    displacement
+        (B, 3, D, H, W) in voxels.
+    """
+    inverse = -displacement
+    for _ in range(iterations):
+        update = -warp(displacement, inverse, padding="border")
+        change = float((update - inverse).abs().amax())
+        inverse = update
+        if change < tolerance:
+            break
+    return inverse
+
+
+def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
+    """Return exp(v) by scaling and squaring (Arsigny et al. 2006): v / 2^steps, composed with itself ``steps`` times.
+
+    Parameters
+    ----------
+    velocity
+        Stationary velocity field (B, 3, D, H, W) in voxels.
+    """
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def resize_displacement(displacement: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Resample a field (B, 3, d, h, w) to another shape, trilinearly, and rescale its values to the new voxels."""
+    old = displacement.shape[2:]
+    if tuple(old) == tuple(shape):
+        return displacement
+    resized = F.interpolate(displacement, size=tuple(shape), mode="trilinear", align_corners=True)
+    # align_corners=True keeps the corner voxels in place, so a voxel shrinks by (n - 1) / (m - 1)
+    factor = [(new - 1) / max(before - 1, 1) for before, new in zip(old, shape, strict=True)]
+    return resized * resized.new_tensor(factor).view(1, 3, 1, 1, 1)
+
+
+def jacobian_determinant(displacement: torch.Tensor, scheme: str = "central") -> torch.Tensor:
+    """Return det(I + grad u) of a field (B, 3, D, H, W) in voxels.
+
+    Parameters
+    ----------
+    scheme
+        ``"central"``: central differences on the interior, (B, D-2, H-2, W-2);
+        ``"forward"``: forward differences, (B, D-1, H-1, W-1).
+    """
+    u = displacement
+    gradient = []
+    for axis in range(3):
+        if scheme == "central":
+            index = [slice(None), slice(None)] + [slice(1, -1)] * 3
+            ahead, behind = list(index), list(index)
+            ahead[axis + 2], behind[axis + 2] = slice(2, None), slice(None, -2)
+            difference = (u[tuple(ahead)] - u[tuple(behind)]) / 2
+        elif scheme == "forward":
+            index = [slice(None), slice(None)] + [slice(None, -1)] * 3
+            ahead = list(index)
+            ahead[axis + 2] = slice(1, None)
+            difference = u[tuple(ahead)] - u[tuple(index)]
+        else:
+            raise ValueError(f"scheme is 'central' or 'forward', not {scheme!r}")
+        gradient.append(difference)  # gradient[axis][:, k] = d u_k / d x_axis
+    a, b, c = (gradient[axis][:, 0] for axis in range(3))
+    d, e, f = (gradient[axis][:, 1] for axis in range(3))
+    g, h, i = (gradient[axis][:, 2] for axis in range(3))
+    a, e, i = a + 1, e + 1, i + 1
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def to_millimetres(displacement: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Turn a field (3, D, H, W) from voxels along the array axes into RAS millimetres."""
+    return np.einsum("ij,jdhw->idhw", np.asarray(affine, dtype=np.float64)[:3, :3], displacement)
+
+
+def to_voxels(displacement: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Turn a field (3, D, H, W) from RAS millimetres into voxels along the array axes."""
+    return np.einsum("ij,jdhw->idhw", np.linalg.inv(np.asarray(affine, dtype=np.float64)[:3, :3]), displacement)
+
+
+def onto_moving_grid(displacement: np.ndarray, fixed_affine: np.ndarray, moving_affine: np.ndarray) -> np.ndarray:
+    """Express a field for a moving image that lies on a grid of its own.
+
+    A field takes a fixed point to a moving point in the same world; :func:`warp` counts in the moving image's voxels.
+    Of ``v = onto_moving_grid(u, fixed, moving)``, ``warp(image, v)`` samples a moving image of any shape, spacing and
+    orientation on the fixed grid, in one interpolation. With equal affines ``v`` is ``u``.
+
+    Parameters
+    ----------
+    displacement
+        (3, D, H, W) in voxels of the fixed grid.
+    fixed_affine, moving_affine
+        4x4 voxel-to-RAS matrices, mm.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (3, D, H, W) on the fixed grid, in voxels of the moving grid, relative to the fixed voxel's indices.
+    """
+    index = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in displacement.shape[1:]), indexing="ij"))
+    matrix = np.linalg.inv(moving_affine) @ fixed_affine
+    place = np.einsum("ij,jdhw->idhw", matrix[:3, :3], index + displacement) + matrix[:3, 3].reshape(3, 1, 1, 1)
+    return (place - index).astype(np.float32)
+
+
+def save_field(path: str | Path, displacement: torch.Tensor | np.ndarray, affine: np.ndarray) -> None:
+    """Write a field as ITK and ANTs do: (D, H, W, 1, 3), intent vector, LPS millimetres, float32.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``; written beside and renamed.
+    displacement
+        (3, D, H, W) in voxels.
+    affine
+        4x4 voxel-to-RAS matrix of the fixed grid, mm.
+    """
+    if isinstance(displacement, torch.Tensor):
+        displacement = displacement.detach().cpu().numpy()
+    if displacement.ndim != 4 or displacement.shape[0] != 3:
+        raise ValueError(f"a field has shape (3, D, H, W), not {displacement.shape}")
+    millimetres = (to_millimetres(displacement, affine) * LPS).astype(np.float32)
+    image = nib.Nifti1Image(np.moveaxis(millimetres, 0, -1)[..., None, :], np.asarray(affine))
+    image.header.set_intent("vector")
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        save_nifti(temporary, image)
+
+
+def load_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a field that ITK, ANTs or :func:`save_field` wrote.
+
+    Returns
+    -------
+    displacement, affine
+        float32 (3, D, H, W) in voxels, and the 4x4 voxel-to-RAS matrix of the fixed grid.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, no vector field, or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="a displacement field", remedy="Check the path.")
+    try:
+        image: Any = nib.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float64)
+    except Exception as error:
+        raise InputError(
+            path,
+            found=f"a file that cannot be read ({type(error).__name__})",
+            expected="a complete NIfTI displacement field",
+            remedy="It may be truncated: make or copy it again.",
+        ) from error
+    if data.ndim != 5 or data.shape[3:] != (1, 3):
+        raise InputError(
+            path,
+            found=f"an array of shape {data.shape}",
+            expected="(D, H, W, 1, 3), a vector field as ITK and ANTs write it",
+        )
+    if not np.isfinite(data).all():
+        raise InputError(path, found="displacements that are NaN or infinite", expected="finite millimetres")
+    millimetres = np.moveaxis(data[..., 0, :], -1, 0) * LPS
+    affine = np.asarray(image.affine, dtype=np.float64)
+    return to_voxels(millimetres, affine).astype(np.float32), affine
