@@ -1,0 +1,92 @@
+"""What a result depends on: the hash of the code that made it.
+
+A workflow manager sees the script that it runs, not the library that the script imports. ``code_hash`` follows the
+imports, so that a change in one module reruns what depends on that module and nothing else. Comments, docstrings and
+layout do not count: a training is not repeated for a spelling.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = __name__.split(".")[0]
+ROOT = Path(__file__).parent
+
+
+def code_hash(*modules: str) -> str:
+    """Return a hash of modules of this package and of all that they import from it, directly or not.
+
+    Imports inside functions count; names in lazy registries are strings and do not, so that the hash for one network
+    does not change with another.
+
+    Parameters
+    ----------
+    modules
+        Full names, for instance ``"dmir.networks.caml"``.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(imported_modules(*modules)):
+        digest.update(f"{name}\0{_meaning(_file(name))}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def imported_modules(*modules: str) -> set[str]:
+    """Return the modules themselves and every module of this package that they import, directly or not."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        if _file(name) is None:
+            raise ModuleNotFoundError(f"no module {name}")
+        found.add(name)
+        waiting += _imports(name)
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])  # importing a module runs its package's __init__ first
+    return found
+
+
+def _file(name: str) -> Path | None:
+    parts = name.split(".")
+    if parts[0] != PACKAGE:
+        return None
+    stem = ROOT.joinpath(*parts[1:])
+    for path in (stem / "__init__.py", stem.with_suffix(".py") if parts[1:] else stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def _imports(name: str) -> tuple[str, ...]:
+    path = _file(name)
+    assert path is not None
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+                for _ in range(node.level - 1):
+                    package = package.rpartition(".")[0]
+                base = f"{package}.{base}".rstrip(".")
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(n for n in names if _file(n) is not None)
+
+
+@cache
+def _meaning(path: Path) -> str:
+    """Return the syntax tree as text, without docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
