@@ -1,0 +1,251 @@
+"""Which GPU this process may use, and how many threads.
+
+A scheduler's count of GPUs says how many jobs run at once, not which card each of them gets: left alone, all of them
+take the first one. So each process takes a lease of a card before it touches CUDA: a lock on one file per card. The
+kernel drops the lock when the process ends, however it ends, so a killed job never leaves a card behind. Under a
+batch system that has already assigned cards (``CUDA_VISIBLE_DEVICES``) nothing is done.
+
+The lease is a gentlemen's agreement between processes of this library on one machine; the folder of its lock files
+(``GPU_LEASE_DIR``, default in the temporary folder) must not be on a network file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmir.errors import DmirError, InputError
+
+if TYPE_CHECKING:
+    import torch  # imported in the functions: a lease is taken without it, and before it sees the cards
+
+log = logging.getLogger(__name__)
+
+BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID", "JOB_ID")
+_leased: dict[str, int] = {}  # card -> descriptor of its locked file, held until the process ends
+
+
+class NoFreeCard(DmirError):
+    """No GPU became free within the time that the caller was ready to wait."""
+
+
+def visible_cards() -> list[str]:
+    """Return the cards to choose from: ``GPU_POOL``, else ``CUDA_VISIBLE_DEVICES``, else all that the driver lists.
+
+    The driver's list holds UUIDs, which name the same card whatever ``CUDA_DEVICE_ORDER`` says. An empty list means
+    that there is no GPU here.
+    """
+    listed = os.environ.get("GPU_POOL", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if listed is not None:
+        return [card.strip() for card in listed.split(",") if card.strip() not in ("", "-1", "NoDevFiles")]
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.split()
+
+
+def lease_cards(count: int = 1, timeout: float | None = None) -> list[str]:
+    """Take ``count`` GPUs for as long as this process lives, and show CUDA only these.
+
+    Waits for cards that other processes hold. Call it before torch initialises CUDA; a second call returns the cards
+    that the process already has.
+
+    Parameters
+    ----------
+    count
+        Number of cards.
+    timeout
+        Seconds to wait for a free card; None waits for ever.
+
+    Returns
+    -------
+    list of str
+        The cards, as ``CUDA_VISIBLE_DEVICES`` now lists them; empty where there is no GPU.
+
+    Raises
+    ------
+    InputError
+        More cards are asked for than the machine has.
+    NoFreeCard
+        The time is over.
+    """
+    if len(_leased) >= count:
+        return list(_leased)
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if assigned and any(variable in os.environ for variable in BATCH_JOB_VARIABLES):
+        return assigned.split(",")
+    cards = visible_cards()
+    if not cards:
+        return []
+    if count > len(cards):
+        raise InputError("GPUs", found=f"{len(cards)} ({', '.join(cards)})", expected=f"at least {count}")
+    _leased.update(_wait_for(cards, count, timeout))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_leased)
+    return list(_leased)
+
+
+def _wait_for(cards: list[str], count: int, timeout: float | None) -> dict[str, int]:
+    folder = Path(os.environ.get("GPU_LEASE_DIR") or Path(tempfile.gettempdir()) / "dmir-gpu-lease")
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o1777)  # shared by all users, whatever this one's umask
+    start, told = time.monotonic(), False
+    while True:
+        with _gate(folder):
+            leased = _try_to_lock(folder, cards, count)
+        waited = time.monotonic() - start
+        if leased:
+            log.info("GPU %s leased by process %d after %.1f s", ", ".join(leased), os.getpid(), waited)
+            return leased
+        if timeout is not None and waited > timeout:
+            raise NoFreeCard(f"No {count} free GPU(s) among {', '.join(cards)} within {timeout:g} s.")
+        if not told:
+            log.warning("all GPUs (%s) are in use: waiting for %d of them", ", ".join(cards), count)
+            told = True
+        time.sleep(random.uniform(0.1, 0.3))
+
+
+@contextlib.contextmanager
+def _gate(folder: Path) -> Iterator[None]:
+    """Let one process at a time collect cards: two that want two each never hold one each and wait for ever."""
+    gate = _open(folder / "gate")
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(gate)
+
+
+def _try_to_lock(folder: Path, cards: list[str], count: int) -> dict[str, int]:
+    """Lock ``count`` cards, or none."""
+    locked: dict[str, int] = {}
+    for card in cards:
+        descriptor = _open(folder / card.replace("/", "_"))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        locked[card] = descriptor
+        if len(locked) == count:
+            return locked
+    for descriptor in locked.values():
+        os.close(descriptor)
+    return {}
+
+
+def _open(path: Path) -> int:
+    # Kernels with fs.protected_regular refuse O_CREAT on another user's file in a sticky folder, so open it first.
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchmod(descriptor, 0o666)
+            return descriptor
+
+
+def choose_device(device: str | torch.device | None = None, timeout: float | None = None) -> torch.device:
+    """Return the device to compute on, with a leased GPU where there is one.
+
+    Parameters
+    ----------
+    device
+        None or ``"auto"``: a free GPU, else the CPU (said once in the log). ``"cpu"``. ``"cuda"``: a free GPU, or an
+        error. ``"cuda:1"``: that very card, without a lease.
+    timeout
+        Seconds to wait for a free card; None waits for ever.
+
+    Raises
+    ------
+    InputError
+        A GPU is asked for and there is none that torch can use.
+    """
+    import torch
+
+    if isinstance(device, torch.device) or device not in (None, "auto", "cuda"):
+        return torch.device(device)
+    card = _free_card(timeout)
+    if isinstance(card, torch.device):
+        return card
+    if device == "cuda":
+        raise InputError("device", found=card, expected="a GPU, as 'cuda' asks for", remedy="Use 'auto' or 'cpu'.")
+    _say_once(f"computing on the CPU: {card}")
+    return torch.device("cpu")
+
+
+def _free_card(timeout: float | None) -> torch.device | str:
+    """Return the leased card as torch names it, or the reason why there is none."""
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        return "this torch is built without CUDA"
+    if torch.cuda.is_initialized() and not _leased:
+        log.warning("CUDA was in use before a GPU could be leased: other processes may share the card")
+        return torch.device("cuda", torch.cuda.current_device())
+    if not lease_cards(1, timeout):
+        return "no GPU here"
+    if not torch.cuda.is_available():
+        return "torch cannot use the GPU (is the driver recent enough?)"
+    return torch.device("cuda", 0)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)
+
+
+def set_threads(threads: int | None) -> int:
+    """Let torch use so many threads (None leaves its choice, which follows ``OMP_NUM_THREADS``); return the number."""
+    import torch
+
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device is called in tables: the GPU's model, or ``"cpu"``."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MB (10^6 bytes) that counts on this device.
+
+    On a GPU: what torch's allocator had given out at most since the last reset. On the CPU: the largest resident set
+    of this process since its start, libraries and everything it loaded included.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # preferred to getrusage, whose figure starts with the resident set of the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,107 @@
+"""What a training minimises, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dmir import losses
+
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss = dissimilarity + regularisation * diffusion.
+
+    The dissimilarity is -LNCC, the mean squared error, or minus the mutual information (Balakrishnan et al. 2019,
+    equations 3 to 7).
+
+    Parameters
+    ----------
+    similarity
+        A name of ``dmir.losses.SIMILARITIES``: ``"lncc"``, ``"mse"`` or ``"mutual_information"``.
+    window
+        Edge of the LNCC's cube in voxels.
+    regularisation
+        lambda, the factor of the field's diffusion energy.
+    """
+
+    similarity: str = "lncc"
+    window: int = 9
+    regularisation: float = 1.0
+
+    def __call__(
+        self, fixed: torch.Tensor, warped: torch.Tensor, displacement: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss, the similarity as its name says (the MSE falls, the others rise) and the diffusion energy.
+
+        Parameters
+        ----------
+        fixed, warped
+            (B, 1, D, H, W).
+        displacement
+            (B, 3, D, H, W) in voxels.
+        """
+        # Bfloat16 has three digits: local variances and differences of neighbouring displacements drown in it.
+        with torch.autocast(device_type=fixed.device.type, enabled=False):
+            fixed, warped, displacement = fixed.float(), warped.float(), displacement.float()
+            options = {"window": self.window} if self.similarity == "lncc" else {}
+            similarity = losses.SIMILARITIES[self.similarity](fixed, warped, **options)
+            dissimilarity = similarity if self.similarity == "mse" else -similarity
+            diffusion = losses.diffusion(displacement)
+            return dissimilarity + self.regularisation * diffusion, similarity, diffusion
+
+
+def displacement_of(network: nn.Module, moving: torch.Tensor, fixed: torch.Tensor, precision: str) -> torch.Tensor:
+    """Run the network, with its matrix products and convolutions in bfloat16 if asked; the field is float32.
+
+    Parameters
+    ----------
+    moving, fixed
+        float32 (B, 1, D, H, W).
+    precision
+        ``"float32"``, ``"tf32"`` (the same here, see :func:`arithmetic`) or ``"bf16"``.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 3, D, H, W) in voxels.
+    """
+    with torch.autocast(device_type=moving.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        displacement = network(moving, fixed)
+    return displacement.float()
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, deterministic: bool = False) -> Iterator[None]:
+    """Set torch's global switches for the time of a computation, and put them back.
+
+    ``"float32"`` means it: on recent GPUs torch would round the inputs of convolutions to TF32 (10 bits) by itself.
+    ``"tf32"`` allows that, for matrix products too. With ``deterministic``, torch takes algorithms that give the same
+    bits every time where it has them and warns where it has none (on GPUs the gradients of ``grid_sample`` and of
+    average pooling; on the CPU nothing is missing).
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (
+        cudnn.allow_tf32,
+        matmul.allow_tf32,
+        cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+    cudnn.benchmark = not deterministic  # the shapes never change: worth one search for the fastest algorithm
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before[:3]
+        torch.use_deterministic_algorithms(before[3], warn_only=before[4])

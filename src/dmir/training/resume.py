@@ -1,0 +1,135 @@
+"""The state of an unfinished training on disk, so that a killed one goes on where it was.
+
+One file, replaced whole: weights, optimiser, history, best weights so far. No random state is in it, because none is
+carried along: the order of the pairs and the random numbers of a step are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmir.volumes import atomic_path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Best:
+    """The best weights so far, on the CPU, and where they stood."""
+
+    step: int
+    score: tuple[float, float]
+    dice: float
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass
+class TrainingState:
+    """All of a training that a later process needs.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    seconds
+        Spent so far, in all sessions.
+    peak_memory_mb
+        Largest of all sessions.
+    history
+        One row a validation.
+    terms
+        Loss, similarity, regularisation, gradient norm of each step since the last row.
+    network, optimiser
+        Their ``state_dict``.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    history: list[dict[str, int | float]] = field(default_factory=list)
+    terms: list[list[float]] = field(default_factory=list)
+    best: Best | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+    optimiser: dict[str, Any] = field(default_factory=dict)
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Return a short hash of anything JSON can hold (other objects by their text); the order of keys is no matter."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ResumeFile:
+    """``<folder>/<key>/last.ckpt``: written whole after each validation, read once, removed on success.
+
+    Parameters
+    ----------
+    folder
+        Where unfinished trainings are kept; None keeps none.
+    key
+        Name of this training: a hash of everything its result depends on.
+    settings_hash
+        Hash of the settings that ``train`` itself knows. A state of other settings under the same key is not resumed.
+    """
+
+    def __init__(self, folder: str | Path | None, key: str, settings_hash: str) -> None:
+        self.path = None if folder is None else Path(folder) / key / "last.ckpt"
+        self.settings_hash = settings_hash
+
+    def save(self, state: TrainingState) -> None:
+        """Replace the file."""
+        if self.path is None:
+            return
+        # not dataclasses.asdict, which would copy every tensor
+        content = {entry.name: getattr(state, entry.name) for entry in fields(state)}
+        content["best"] = None if state.best is None else vars(state.best)
+        with atomic_path(self.path) as temporary:
+            torch.save({"settings": self.settings_hash, **content}, temporary)
+
+    def load(self, network: nn.Module) -> TrainingState:
+        """Return the state to go on from, with its weights in the network; an empty one if the file does not fit.
+
+        Parameters
+        ----------
+        network
+            As it is built, to be trained.
+        """
+        if self.path is None or not self.path.is_file():
+            return TrainingState()
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            settings = content.pop("settings")
+            best = content.pop("best")
+            state = TrainingState(**content, best=None if best is None else Best(**best))
+        except Exception as error:  # whatever a damaged file makes of the reader
+            log.warning("%s cannot be read (%s): training starts anew", self.path, " ".join(str(error).split())[:200])
+            return TrainingState()
+        if settings != self.settings_hash or _shapes(state.network) != _shapes(network.state_dict()):
+            log.warning("%s is of another training: this one starts anew", self.path)
+            return TrainingState()
+        network.load_state_dict(state.network)
+        log.info("resuming %s after step %d", self.path, state.step)
+        return state
+
+    def remove(self) -> None:
+        """Delete the file with what killed writers left beside it, and the folder if that leaves it empty."""
+        if self.path is None:
+            return
+        for path in (self.path, *self.path.parent.glob(f".writing-*-{self.path.name}")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}

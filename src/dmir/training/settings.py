@@ -1,0 +1,96 @@
+"""The settings of a training: everything that changes its result, apart from the network and the scans."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dmir.errors import InputError, suggestion
+from dmir.losses import SIMILARITIES
+from dmir.training.objective import PRECISIONS, Objective
+
+CHOICES = {
+    "similarity": tuple(SIMILARITIES),
+    "schedule": ("constant", "cosine", "polynomial"),
+    "precision": PRECISIONS,
+    "pairs": ("atlas", "all"),
+    "keep": ("best", "last"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained.
+
+    Parameters
+    ----------
+    steps, validate_every
+        Optimiser steps in all, and between two validations (there is one before the first step, and one at the end).
+    learning_rate, schedule
+        Of Adam. ``"constant"``; ``"cosine"``: to zero along half a cosine (Loshchilov and Hutter 2017, no restarts);
+        ``"polynomial"``: (1 - step / steps)^0.9, to zero almost linearly.
+    similarity, window, regularisation
+        Of the loss: see :class:`~dmir.training.objective.Objective`.
+    batch_size
+        Pairs a step.
+    gradient_clip
+        Largest norm of the gradient of all weights together; 0 does not clip.
+    precision
+        ``"float32"``, ``"tf32"`` or ``"bf16"``; loss, field and warp are float32 in all three.
+    pairs
+        ``"atlas"``: each training scan to the atlas. ``"all"``: all ordered pairs of training scans. Validation is
+        to the atlas in both cases.
+    keep
+        ``"best"`` weights (by validation Dice; between equals, and without labels, by validation loss) or the
+        ``"last"``.
+    seed
+        Of the initial weights, the order of the pairs and all else that is random.
+    deterministic
+        See :func:`~dmir.training.objective.arithmetic`.
+
+    Raises
+    ------
+    InputError
+        A value makes no sense; the setting is named.
+    """
+
+    steps: int = 100_000
+    validate_every: int = 1000
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    similarity: str = "lncc"
+    window: int = 9
+    regularisation: float = 1.0
+    batch_size: int = 1
+    gradient_clip: float = 0.0
+    precision: str = "float32"
+    pairs: str = "atlas"
+    keep: str = "best"
+    seed: int = 1
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "validate_every", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(name, found=str(getattr(self, name)), expected="a number above 0")
+        for name in ("regularisation", "gradient_clip"):
+            if not getattr(self, name) >= 0:
+                raise InputError(name, found=str(getattr(self, name)), expected="0 or more")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                expected = " or ".join(map(repr, known))
+                raise InputError(name, found=repr(value), expected=expected, remedy=suggestion(str(value), known))
+
+    def objective(self) -> Objective:
+        """Return the function to minimise."""
+        return Objective(self.similarity, self.window, self.regularisation)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step (0 ... steps - 1)."""
+        done = step / self.steps
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+        if self.schedule == "polynomial":
+            return self.learning_rate * (1.0 - done) ** 0.9
+        return self.learning_rate

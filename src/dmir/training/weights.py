@@ -1,0 +1,195 @@
+"""Trained weights on disk: safetensors, with all that is needed to build their network again.
+
+A weights file cannot run code when it is read, and tells what it holds: the network's name and hyperparameters, the
+grid and the cohort it was trained on. Reading refuses whatever does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import dmir
+from dmir import networks
+from dmir.errors import InputError
+from dmir.volumes import Grid, atomic_path
+
+FORMAT = 1
+KEY = "dmir"  # one key with one JSON text: safetensors keeps several keys in no fixed order
+
+
+def save_weights(
+    path: str | Path,
+    network: nn.Module,
+    *,
+    name: str,
+    hyperparameters: Mapping[str, Any],
+    grid: Grid,
+    cohort: str = "",
+    seed: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network's weights and what they are, all or nothing.
+
+    Parameters
+    ----------
+    path
+        ``.safetensors`` file.
+    network
+        Its ``state_dict`` is written, on the CPU, in the types it has.
+    name, hyperparameters
+        What ``dmir.networks.build`` needs to build it again, with the shape of the grid.
+    grid
+        The grid of the images it was trained on.
+    cohort, seed
+        What it was trained on and with.
+    extra
+        Anything more that JSON can hold, for instance the training's settings.
+    """
+    metadata = {
+        "format": FORMAT,
+        "dmir": dmir.__version__,
+        "network": name,
+        "hyperparameters": dict(hyperparameters),
+        "grid": {
+            "shape": [int(n) for n in grid.shape],
+            "spacing": [round(float(s), 6) for s in grid.spacing],
+            "affine": [[float(value) for value in row] for row in grid.affine],
+        },
+        "cohort": cohort,
+        "seed": seed,
+        "extra": dict(extra or {}),
+    }
+    # cloned: safetensors refuses tensors that share memory
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def load_weights(
+    path: str | Path,
+    expected: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    shape: tuple[int, int, int] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network that a weights file holds, with its weights, ready for inference.
+
+    Parameters
+    ----------
+    path
+        A file of :func:`save_weights`.
+    expected
+        What the file must say of itself, for instance ``{"network": "caml", "hyperparameters": {...}}``;
+        hyperparameters that are not named here are free.
+    device
+        Where the network goes.
+    shape
+        Grid (D, H, W) to build it for; by default the one it was trained on. Convolutional networks fit any that
+        their strides divide; networks with position tables fit only their own.
+
+    Returns
+    -------
+    network, metadata
+        The network in evaluation mode, and the file's metadata.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not safetensors, not this library's, of another network or hyperparameters than
+        expected, or its tensors do not fit the network.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    _require(path, metadata, expected or {})
+    built_for = tuple(shape or metadata["grid"]["shape"])
+    network = networks.build(metadata["network"], shape=built_for, **metadata["hyperparameters"])
+    _require_fit(path, network, tensors, metadata, built_for)
+    network.load_state_dict(tensors)
+    return network.to(device).eval(), metadata
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Return what a weights file says of itself, without its tensors; raises InputError as :func:`load_weights`."""
+    return _read(Path(path), tensors=False)[0]
+
+
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    expected = "a weights file (.safetensors) written by this library"
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected=expected, remedy="Check the path, or train the model.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            path,
+            found=f"a file that is not safetensors, or is cut short ({error})",
+            expected=expected,
+            remedy="Pickled checkpoints (.pt, .pth, .ckpt) are never read: they can run code.",
+        ) from error
+    if text is None:
+        raise InputError(path, found="safetensors of another program", expected=expected)
+    metadata = json.loads(text)
+    if metadata["format"] > FORMAT:
+        raise InputError(
+            path,
+            found=f"weights format {metadata['format']}, written by dmir {metadata['dmir']}",
+            expected=f"format {FORMAT} or older",
+            remedy=f"Update dmir (this is {dmir.__version__}).",
+        )
+    return metadata, held
+
+
+def _require(path: Path, metadata: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for key, wanted in expected.items():
+        held: Any = metadata.get(key)
+        if key == "hyperparameters":
+            # through JSON, as the file's went: a tuple and a list are the same
+            wanted = json.loads(json.dumps(dict(wanted)))
+            differing = [name for name in wanted if name not in held or held[name] != wanted[name]]
+            if differing:
+                raise InputError(
+                    path,
+                    found="hyperparameters " + ", ".join(f"{name}={held.get(name)!r}" for name in differing),
+                    expected=", ".join(f"{name}={wanted[name]!r}" for name in differing),
+                    remedy="Give the hyperparameters that it was trained with, or train it again.",
+                )
+        elif held != wanted:
+            raise InputError(path, found=f"{key} {held!r}", expected=f"{key} {wanted!r}")
+
+
+def _require_fit(
+    path: Path,
+    network: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
+    shape: tuple[int, ...],
+) -> None:
+    wanted = network.state_dict()
+    problems = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - wanted.keys()),
+        "of another shape": sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape),
+    }
+    found = [
+        f"{len(keys)} tensors {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    if not found:
+        return
+    trained_for = "x".join(map(str, metadata["grid"]["shape"]))
+    raise InputError(
+        path,
+        found=", ".join(found),
+        expected=f"the {len(wanted)} tensors of {metadata['network']} for a grid of {'x'.join(map(str, shape))}",
+        remedy=f"These weights are for a grid of {trained_for}, written by dmir {metadata['dmir']}.",
+    )
