@@ -1,0 +1,58 @@
+"""The columns of the tables: header with unit, rounding, and which value is best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["higher", "lower", "one", ""]
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column is shown.
+
+    Attributes
+    ----------
+    header
+        With its unit; ``{labels}`` stands for the interpolation of the warped labels.
+    short
+        The header where room is scarce.
+    digits
+        Decimals; None for three significant digits.
+    better
+        Which value is best: the higher, the lower, the one nearest to 1, or none.
+    """
+
+    header: str
+    short: str = ""
+    digits: int | None = None
+    better: Better = ""
+
+
+COLUMNS: dict[str, Column] = {
+    "cohort": Column("Cohort"),
+    "method": Column("Method"),
+    "models": Column("Models"),
+    "n": Column("n (pairs)", "n"),
+    "failed": Column("Failed (pairs)", "failed"),
+    "dice": Column("Dice ({labels}) ↑", "Dice ↑", 3, "higher"),
+    "dice_seed_sd": Column("Dice, sd over seeds", "", 4),
+    "dice_nearest": Column("Dice (nearest) ↑", "Dice (nearest) ↑", 3, "higher"),
+    "dice_linear": Column("Dice (linear) ↑", "Dice (linear) ↑", 3, "higher"),
+    "hd95": Column("HD95 ({labels}), mm ↓", "HD95 mm ↓", 2, "lower"),
+    "nonpositive_jacobian_forward": Column("|J|≤0, forward, % ↓", "|J|≤0 % ↓", 3, "lower"),
+    "nonpositive_jacobian_central": Column("|J|≤0, central, % ↓", "", 3, "lower"),
+    "nondiffeomorphic_volume": Column("Non-diffeomorphic volume, % ↓", "NDV % ↓", 3, "lower"),
+    "sdlogj": Column("SDlogJ ↓", "", 3, "lower"),
+    "tc": Column("TC ({labels}), best 1", "", 3, "one"),
+    "tc_deviation": Column("|TC−1| ({labels}), mean ↓", "", 3, "lower"),
+    "endpoint_error": Column("Endpoint error, mm ↓", "error mm ↓", 2, "lower"),
+    "seconds": Column("Time (median), s a pair ↓", "s/pair ↓", None, "lower"),
+    "peak_memory_mb": Column("Peak memory, MB", "", 0),  # main memory and a GPU's own are not to be ranked together
+    "structure": Column("Id"),
+    "name": Column("Structure"),
+    "left": Column("Left (id)"),
+    "right": Column("Right (id)"),
+    "both": Column("Midline or both (id)"),
+}

@@ -1,0 +1,113 @@
+"""One pair as one method registered it, kept for the figures when the fields themselves are deleted."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmir.errors import InputError
+from dmir.volumes import atomic_path
+
+FORMAT = 1
+_TEXTS = ("cohort", "method", "model", "moving", "fixed")
+_ARRAYS = ("warped", "displacement", "affine", "dice")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A registered pair.
+
+    Attributes
+    ----------
+    method, model
+        Who registered it.
+    warped
+        The warped moving image (D, H, W) on the fixed grid.
+    displacement
+        The field (3, D, H, W) in voxels.
+    affine
+        4x4 voxel-to-RAS matrix of the fixed grid, mm.
+    cohort, moving, fixed
+        Names of the cohort and of the two scans.
+    dice
+        The pair's mean Dice; NaN when it is not known.
+    """
+
+    method: str
+    model: str
+    warped: np.ndarray
+    displacement: np.ndarray
+    affine: np.ndarray
+    cohort: str = ""
+    moving: str = ""
+    fixed: str = ""
+    dice: float = float("nan")
+
+    def __post_init__(self) -> None:
+        if self.displacement.shape != (3, *self.warped.shape) or self.warped.ndim != 3:
+            raise ValueError(
+                f"an example has warped (D, H, W) and displacement (3, D, H, W), "
+                f"not {self.warped.shape} and {self.displacement.shape}"
+            )
+
+
+def save_example(path: str | Path, example: Example) -> None:
+    """Write an example as a compressed .npz, all at once: half-precision arrays, exact enough for pictures.
+
+    A displacement of 8 to 16 voxels is kept to 1/256 voxel, an image in [0, 1] to 1/4096.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"an example is a .npz file, not {path.name}")
+    with np.errstate(over="ignore"):
+        volumes = {name: np.asarray(getattr(example, name), dtype=np.float16) for name in ("warped", "displacement")}
+    if not all(np.isfinite(volume).all() for volume in volumes.values()):
+        raise ValueError(f"{example.method}: an example's image or field is not finite in half precision")
+    entries: dict[str, Any] = {
+        "format": np.int64(FORMAT),
+        "affine": np.asarray(example.affine, dtype=np.float64),
+        "dice": np.float64(example.dice),
+        **volumes,
+        **{name: np.str_(getattr(example, name)) for name in _TEXTS},
+    }
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **entries)
+
+
+def load_example(path: str | Path) -> Example:
+    """Read what :func:`save_example` wrote; image and field as float32.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or not an example. Nothing in it is ever executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="an example (.npz)", remedy="Check the path.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = sorted({*_TEXTS, *_ARRAYS, "format"} - set(archive.files))
+            if missing:
+                raise InputError(path, found=f"no {', '.join(missing)}", expected="an example that save_example wrote")
+            if int(archive["format"]) != FORMAT:
+                raise InputError(path, found=f"format {int(archive['format'])}", expected=f"format {FORMAT}")
+            texts = {name: str(archive[name]) for name in _TEXTS}
+            return Example(
+                warped=archive["warped"].astype(np.float32),
+                displacement=archive["displacement"].astype(np.float32),
+                affine=archive["affine"],
+                dice=float(archive["dice"]),
+                **texts,
+            )
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            path,
+            found=f"a file that cannot be read as an example ({type(error).__name__})",
+            expected="a complete .npz that save_example wrote",
+            remedy="It may be truncated: make it again.",
+        ) from error

@@ -1,0 +1,50 @@
+"""What methods and structures are called in tables and figures."""
+
+from __future__ import annotations
+
+import re
+
+METHOD_NAMES = {
+    "affine": "Affine only",
+    "syn": "SyN",
+    "elastix": "Elastix",
+    "voxelmorph": "VoxelMorph",
+    "vit_v_net": "ViT-V-Net",
+    "transmorph": "TransMorph",
+    "xmorpher": "XMorpher",
+    "transmatch": "TransMatch",
+    "caml": "CAML+RBSC+CARSC (proposed)",
+}
+SHORT_METHOD_NAMES = {**METHOD_NAMES, "caml": "Proposed"}
+REFERENCE_METHODS = frozenset({"affine"})  # the starting point of the others: shown, never ranked
+
+_HEMISPHERES = {"left", "right", "lh", "rh"}
+
+
+def method_name(method: str, *, short: bool = False) -> str:
+    """Return the name that readers know; ``short`` for figures. A method that is not known shows as it is."""
+    return (SHORT_METHOD_NAMES if short else METHOD_NAMES).get(method, method)
+
+
+def structure_group(name: str) -> str:
+    """Return a structure's name without its hemisphere, so that left and right fall into one group.
+
+    Examples
+    --------
+    >>> structure_group("Left-Cerebral-White-Matter")
+    'Cerebral white matter'
+    >>> structure_group("right superior frontal gyrus") == structure_group("L superior frontal gyrus")
+    True
+    >>> structure_group("Brain-Stem")
+    'Brain stem'
+    """
+    words = [word.strip("(),.") for word in re.split(r"[\s_-]+", name.strip())]
+    kept = [
+        word
+        for place, word in enumerate(words)
+        # a lone L or R stands for the hemisphere only at an end: "R insula", "insula L"
+        if word.lower() not in _HEMISPHERES and not (word in ("L", "R") and place in (0, len(words) - 1))
+    ]
+    # "White" -> "white", while "CSF", "DC" and "VentralDC" stay as they are
+    group = " ".join(word.lower() if word[1:].islower() else word for word in kept if word)
+    return group[:1].upper() + group[1:] if group else name

@@ -1,0 +1,82 @@
+"""Which records count: the checks of the score tables, and the pairs that every model of a method registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from dmir.errors import InputError
+
+PAIR = ["cohort", "method", "moving", "fixed"]
+INTERPOLATIONS = ("nearest", "linear")
+FIELD_SCORES = [
+    "nonpositive_jacobian_forward",
+    "nonpositive_jacobian_central",
+    "nondiffeomorphic_volume",
+    "sdlogj",
+]
+STRUCTURE_COLUMNS = {*PAIR, "model", "structure", "name", "labels", "dice", "hd95"}
+PAIR_COLUMNS = {*PAIR, "model", "status", "reason", "seconds", "peak_memory_mb", *FIELD_SCORES, "endpoint_error"}
+
+
+def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:
+    """Refuse with InputError a table that lacks columns."""
+    missing = sorted(set(columns) - set(table.columns))
+    if missing:
+        raise InputError(where, found=f"columns {sorted(map(str, table.columns))}", expected=f"also {missing}")
+
+
+def check_scores(structures: pd.DataFrame, pairs: pd.DataFrame, primary: str) -> None:
+    """Refuse with InputError score tables that lack columns or hold a score twice."""
+    if primary not in INTERPOLATIONS:
+        raise InputError("labels", found=repr(primary), expected=f"one of {', '.join(INTERPOLATIONS)}")
+    require_columns(structures, STRUCTURE_COLUMNS, "the table of structure scores")
+    require_columns(pairs, {*PAIR_COLUMNS, f"tc_{primary}", f"tc_deviation_{primary}"}, "the table of pair scores")
+    if pairs.empty:
+        raise InputError("the table of pair scores", found="no row", expected="at least one pair")
+    for name, table, key in (
+        ("structure scores", structures, [*PAIR, "model", "structure", "labels"]),
+        ("pair scores", pairs, [*PAIR, "model"]),
+    ):
+        twice = table.duplicated(key)
+        if twice.any():
+            first = dict(table.loc[twice, key].iloc[0])
+            raise InputError(
+                f"the table of {name}", found=f"{int(twice.sum())} rows twice, first {first}", expected="each once"
+            )
+
+
+def order_methods(present: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Return the methods that are present: in the order wanted, then those that nobody named, as they come."""
+    present = list(dict.fromkeys(present))
+    return list(dict.fromkeys([m for m in wanted if m in present] + present))
+
+
+def attempted_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a (cohort, method, moving, fixed) that should be scored: ``scored`` and, if not, the ``reason``.
+
+    What should be scored: each pair that any method of the cohort was given. A pair counts as scored when every model
+    of the method registered it; one model's failure makes it a failed pair, so that all seeds are judged on the same
+    pairs and ``scored + failed`` is the number of pairs.
+    """
+    rows = []
+    for cohort, of_cohort in pairs.groupby("cohort", sort=False):
+        wanted = list(dict.fromkeys(zip(of_cohort["moving"], of_cohort["fixed"], strict=True)))
+        for method, records in of_cohort.groupby("method", sort=False):
+            models = records["model"].nunique()
+            given = dict(iter(records.groupby(["moving", "fixed"], sort=False)))
+            for moving, fixed in wanted:
+                part = given.get((moving, fixed))
+                reason = "" if part is not None and len(part) == models else "no record"
+                if part is not None and (part["status"] != "ok").any():
+                    reason = (
+                        "; ".join(dict.fromkeys(map(str, part.loc[part["status"] != "ok", "reason"]))) or "not told"
+                    )
+                rows.append((cohort, method, moving, fixed, reason == "", reason))
+    return pd.DataFrame(rows, columns=[*PAIR, "scored", "reason"])
+
+
+def keep_scored(table: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the pairs that every model of the method registered."""
+    return table.merge(attempts.loc[attempts["scored"], PAIR], on=PAIR, how="inner")

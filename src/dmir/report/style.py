@@ -1,0 +1,116 @@
+"""How figures look: a colour a method, fonts that survive a column's width, files that are equal when figures are."""
+
+from __future__ import annotations
+
+import colorsys
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dmir.volumes import atomic_path
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) and a grey: told apart with any colour vision
+METHOD_COLOURS = {
+    "affine": "#b3b3b3",
+    "syn": "#000000",
+    "elastix": "#f0e442",
+    "voxelmorph": "#56b4e9",
+    "vit_v_net": "#e69f00",
+    "transmorph": "#009e73",
+    "xmorpher": "#cc79a7",
+    "transmatch": "#0072b2",
+    "caml": "#d55e00",
+}
+METHOD_MARKERS = dict(zip(METHOD_COLOURS, "Xsd^v<>Po", strict=True))
+# Tol's muted and vibrant schemes (https://sronpersonalpages.nl/~pault/), without what is close to the colours above
+OTHER_COLOURS = ("#882255", "#332288", "#999933", "#117733", "#aa4499", "#661100", "#6699cc", "#44aa99", "#555555")
+OTHER_MARKERS = "phH8*D"
+
+PAGE_WIDTH = 7.2  # inches: two columns of a journal
+COLUMN_WIDTH = 3.5
+RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+SVG_RC: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dmir"}
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each method, always the same for a method that is known.
+
+    The others get colours that no known method has: which one hangs on the name alone, unless two names of the same
+    figure fall on one colour; then the alphabetically later moves on.
+    """
+    methods = list(dict.fromkeys(methods))
+    colours = {method: METHOD_COLOURS[method] for method in methods if method in METHOD_COLOURS}
+    free = list(OTHER_COLOURS)
+    for method in sorted(set(methods) - set(colours)):
+        if free:
+            wish = OTHER_COLOURS[zlib.crc32(method.encode()) % len(OTHER_COLOURS)]
+            colours[method] = wish if wish in free else free[0]
+            free.remove(colours[method])
+        else:  # more methods than anyone can tell apart: any distinct hue will do
+            colours[method] = mpl.colors.to_hex(colorsys.hsv_to_rgb((len(colours) * 0.618) % 1, 0.55, 0.6))
+    return {method: colours[method] for method in methods}
+
+
+def method_markers(methods: Iterable[str]) -> dict[str, str]:
+    """Return a marker for each method, a second way beside the colour to tell them apart."""
+    others = [method for method in sorted(set(methods)) if method not in METHOD_MARKERS]
+    return {**METHOD_MARKERS, **{method: OTHER_MARKERS[i % len(OTHER_MARKERS)] for i, method in enumerate(others)}}
+
+
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """Return an empty figure, size in inches, that needs no display."""
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as .png (200 dpi) and .svg (text stays text), each all at once.
+
+    No date and no random identifiers go in: equal figures are equal files.
+
+    Parameters
+    ----------
+    path
+        Without a suffix.
+
+    Returns
+    -------
+    list of Path
+        The two files.
+    """
+    path = Path(path)
+    written = []
+    with mpl.rc_context(SVG_RC):
+        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+            target = path.with_name(path.name + suffix)
+            with atomic_path(target) as temporary:
+                figure.savefig(temporary, format=suffix[1:], dpi=200, metadata=metadata)
+            written.append(target)
+    return written

@@ -1,0 +1,201 @@
+"""The numbers of the tables: methods compared, structures listed, structures scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from dmir.report.names import structure_group
+from dmir.report.notes import comparison_note
+from dmir.report.records import (
+    FIELD_SCORES,
+    INTERPOLATIONS,
+    PAIR,
+    STRUCTURE_COLUMNS,
+    attempted_pairs,
+    check_scores,
+    keep_scored,
+    order_methods,
+    require_columns,
+)
+from dmir.report.writing import format_for_terminal, write_table
+
+__all__ = [
+    "comparison_note",
+    "comparison_table",
+    "format_for_terminal",
+    "structure_scores",
+    "structure_table",
+    "write_table",
+]
+
+
+def _pair_means(structures: pd.DataFrame, labels: str) -> pd.DataFrame:
+    """Return Dice and HD95 a (pair, model): the mean over the structures present in both images (NaN are left out)."""
+    chosen = structures[structures["labels"] == labels]
+    return chosen.groupby([*PAIR, "model"], sort=False)[["dice", "hd95"]].mean().reset_index()
+
+
+def comparison_table(
+    structures: pd.DataFrame, pairs: pd.DataFrame, methods: list[str], primary: str = "nearest"
+) -> pd.DataFrame:
+    """Compare the methods: one row a cohort and method.
+
+    A score of a method is the mean over pairs; of a pair, the mean over the method's models (seeds); Dice and HD95 of
+    a pair and model, the mean over the structures present in both images. Spreads (``_sd``) are sample standard
+    deviations over pairs; ``dice_seed_sd`` that of the models' means. ``seconds`` is the median over pairs,
+    ``peak_memory_mb`` the maximum.
+
+    Parameters
+    ----------
+    structures
+        A row a pair, model, structure and interpolation: cohort, method, model, moving, fixed, structure, name,
+        labels, dice, hd95 (mm).
+    pairs
+        A row a pair and model: status, reason, and the scores of the field.
+    methods
+        The order of the rows; methods that are not named follow.
+    primary
+        Interpolation of the warped labels (``nearest`` or ``linear``) that Dice, HD95 and TC are given for.
+
+    Returns
+    -------
+    DataFrame
+        ``n`` counts the pairs that every model of the method registered, ``failed`` the others. What a reader must
+        know beside the numbers is in ``attrs["note"]``, which :func:`write_table` writes below the table.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or the same pair is there twice.
+    """
+    check_scores(structures, pairs, primary)
+    attempts = attempted_pairs(pairs)
+    other = next(labels for labels in INTERPOLATIONS if labels != primary)
+    scored = keep_scored(structures, attempts)
+    by_model = _pair_means(scored, primary)
+    alternative = _pair_means(scored, other)
+    fields = keep_scored(pairs, attempts)
+    rows = []
+    for cohort in dict.fromkeys(attempts["cohort"]):
+        here = attempts[attempts["cohort"] == cohort]
+        for method in order_methods(here["method"], methods):
+            wanted = here[here["method"] == method]
+            models = pairs.loc[(pairs["cohort"] == cohort) & (pairs["method"] == method), "model"].unique()
+            row: dict[str, object] = {
+                "cohort": cohort,
+                "method": method,
+                "models": ";".join(sorted(map(str, models))),
+                "n": int(wanted["scored"].sum()),
+                "failed": int((~wanted["scored"]).sum()),
+                "labels": primary,
+            }
+            chosen = [_of(table, cohort, method) for table in (by_model, alternative, fields)]
+            rows.append({**row, **_overlap(chosen[0], chosen[1], other), **_of_fields(chosen[2], primary)})
+    table = pd.DataFrame(rows)
+    table.attrs["note"] = comparison_note(structures, pairs, methods, primary)
+    return table
+
+
+def _of(table: pd.DataFrame, cohort: object, method: str) -> pd.DataFrame:
+    return table[(table["cohort"] == cohort) & (table["method"] == method)]
+
+
+def _over_models(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return one value a pair: the mean over the models."""
+    return table.groupby(["moving", "fixed"], sort=False)[column].mean()
+
+
+def _overlap(by_model: pd.DataFrame, alternative: pd.DataFrame, other: str) -> dict[str, float]:
+    dice, hd95 = _over_models(by_model, "dice"), _over_models(by_model, "hd95")
+    return {
+        "dice": dice.mean(),
+        "dice_sd": dice.std(ddof=1),
+        "dice_seed_sd": by_model.groupby("model")["dice"].mean().std(ddof=1),
+        f"dice_{other}": _over_models(alternative, "dice").mean(),
+        "hd95": hd95.mean(),
+        "hd95_sd": hd95.std(ddof=1),
+    }
+
+
+def _of_fields(fields: pd.DataFrame, primary: str) -> dict[str, float]:
+    means = {name: _over_models(fields, name).mean() for name in FIELD_SCORES}
+    endpoint_error = _over_models(fields, "endpoint_error")
+    return {
+        **means,
+        "tc": _over_models(fields, f"tc_{primary}").mean(),
+        "tc_deviation": _over_models(fields, f"tc_deviation_{primary}").mean(),
+        "endpoint_error": endpoint_error.mean(),
+        "endpoint_error_sd": endpoint_error.std(ddof=1),
+        "seconds": _over_models(fields, "seconds").median(),
+        "peak_memory_mb": fields["peak_memory_mb"].max(),
+    }
+
+
+def structure_table(structures: pd.DataFrame) -> pd.DataFrame:
+    """List a structure set with left and right side by side.
+
+    Parameters
+    ----------
+    structures
+        ``StructureSet.table``: id, name, hemisphere (left, right or both).
+
+    Returns
+    -------
+    DataFrame
+        name, and the ids under left, right, both (missing where there is none), in order of the smallest id.
+    """
+    require_columns(structures, {"id", "name", "hemisphere"}, "the structure set")
+    groups: dict[str, dict[str, int]] = {}
+    ordered = structures.sort_values("id")
+    for number, name, hemisphere in zip(ordered["id"], ordered["name"], ordered["hemisphere"], strict=True):
+        groups.setdefault(structure_group(str(name)), {})[str(hemisphere)] = int(number)
+    table = pd.DataFrame(
+        [{"name": name, **ids} for name, ids in groups.items()], columns=["name", "left", "right", "both"]
+    )
+    return table.astype({"left": "Int64", "right": "Int64", "both": "Int64"})
+
+
+def structure_scores(
+    structures: pd.DataFrame, methods: list[str], score: str = "dice", labels: str = "nearest"
+) -> pd.DataFrame:
+    """Compare the methods structure by structure.
+
+    Parameters
+    ----------
+    structures
+        As for :func:`comparison_table`; one or several cohorts.
+    score
+        ``dice`` or another column where higher is better.
+
+    Returns
+    -------
+    DataFrame
+        A row a cohort and structure: cohort, structure, name, n, and for each method the mean over pairs (of the mean
+        over models) and its ``<method>_sd``. ``n`` counts the pairs in which any method has the score.
+    """
+    require_columns(structures, {*STRUCTURE_COLUMNS, score}, "the table of structure scores")
+    chosen = structures[structures["labels"] == labels]
+    key = ["cohort", "structure", "name", "method", "moving", "fixed"]
+    by_pair = chosen.groupby(key, sort=False)[score].mean().reset_index()
+    cohorts = list(dict.fromkeys(chosen["cohort"]))
+    rows: list[dict[str, Any]] = []
+    for (cohort, structure, name), part in by_pair.groupby(["cohort", "structure", "name"]):
+        row: dict[str, Any] = {
+            "cohort": cohort,
+            "structure": structure,
+            "name": name,
+            "n": len(part.loc[part[score].notna(), ["moving", "fixed"]].drop_duplicates()),
+        }
+        for method in order_methods(chosen["method"], methods):
+            values = part.loc[part["method"] == method, score]
+            row |= {method: values.mean(), f"{method}_sd": values.std(ddof=1)}
+        rows.append(row)
+    rows.sort(key=lambda row: (cohorts.index(row["cohort"]), row["structure"]))
+    table = pd.DataFrame(rows)
+    table.attrs["across"] = True
+    table.attrs["note"] = (
+        f"{score.capitalize()} with labels warped by {labels} interpolation; ± is the standard deviation over pairs."
+    )
+    return table

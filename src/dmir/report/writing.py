@@ -1,0 +1,180 @@
+"""Tables on disk and on the terminal: CSV, Markdown, LaTeX and plain text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from dmir.report.layout import Mark, Sheet, lay_out
+from dmir.volumes import atomic_path
+
+TERMINAL_COLUMNS = (
+    "method",
+    "n",
+    "failed",
+    "dice",
+    "hd95",
+    "nonpositive_jacobian_forward",
+    "nondiffeomorphic_volume",
+    "endpoint_error",
+    "seconds",
+)
+TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "λ": r"$\lambda$",
+    "–": "--",
+    "…": r"\ldots{}",
+}
+
+
+def tex_escape(text: str) -> str:
+    """Return the text with everything that LaTeX would interpret written out, and mathematical signs as commands."""
+    return "".join(TEX.get(character, character) for character in text)
+
+
+def to_markdown(sheet: Sheet, caption: str = "", note: str = "") -> str:
+    """Return a pipe table, aligned in the source too; the best of each group in bold."""
+
+    def bold(text: str, mark: Mark) -> str:
+        return f"**{text}**" if mark == "best" else text
+
+    cells = [
+        [bold(text, mark).replace("|", r"\|") for text, mark in zip(line, marks, strict=True)]
+        for line, marks in zip(sheet.cells, sheet.marks, strict=True)
+    ]
+    body = tabulate(
+        cells,
+        headers=[header.replace("|", r"\|") for header in sheet.headers],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["right" if numeric else "left" for numeric in sheet.numeric],
+    )
+    return "\n\n".join(part for part in (caption, body, note) if part) + "\n"
+
+
+def to_tex(sheet: Sheet, caption: str = "", note: str = "", label: str = "") -> str:
+    """Return a booktabs table (packages booktabs and graphicx): best in bold, second underlined."""
+    commands: dict[Mark, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
+    lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering"]
+    if caption:
+        lines.append(rf"\caption{{{tex_escape(caption)}}}")
+    if label:
+        lines.append(rf"\label{{tab:{label}}}")
+    lines += [
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{''.join('r' if numeric else 'l' for numeric in sheet.numeric)}}}",
+        r"\toprule",
+        " & ".join(_stacked(header, numeric) for header, numeric in zip(sheet.headers, sheet.numeric, strict=True))
+        + r" \\",
+        r"\midrule",
+    ]
+    for i, (cells, marks) in enumerate(zip(sheet.cells, sheet.marks, strict=True)):
+        if i in sheet.breaks:
+            lines.append(r"\midrule")
+        texts = [commands[mark] % tex_escape(text) for text, mark in zip(cells, marks, strict=True)]
+        lines.append(" & ".join(texts) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    if note:
+        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [tex_escape(paragraph) + r"\par" for paragraph in note.splitlines() if paragraph]
+        lines += [r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table*}", ""])
+
+
+def _stacked(header: str, numeric: bool) -> str:
+    """Break a header at its commas, so that the numbers and not their headers make a column wide."""
+    lines = r"\\".join(tex_escape(line) for line in header.split(", "))
+    return rf"\shortstack[{'r' if numeric else 'l'}]{{{lines}}}" if ", " in header else tex_escape(header)
+
+
+def write_table(
+    table: pd.DataFrame, path: str | Path, caption: str = "", note: str = "", *, across: bool | None = None
+) -> list[Path]:
+    """Write a table as .csv (full precision), .md and .tex (rounded), each all at once.
+
+    Parameters
+    ----------
+    table
+        What :func:`comparison_table` and its like return; notes that travel with it (``table.attrs["note"]``) are
+        written below it, before ``note``.
+    path
+        Without a suffix.
+    caption, note
+        One line above and paragraphs below, plain text.
+    across
+        Rank along rows instead of down columns; by default what the table itself says.
+
+    Returns
+    -------
+    list of Path
+        The three files.
+    """
+    path = Path(path)
+    across = bool(table.attrs.get("across", False)) if across is None else across
+    note = "\n\n".join(part for part in (str(table.attrs.get("note", "")), note) if part)
+    sheet = lay_out(table, across=across)
+    texts = {
+        ".csv": table.to_csv(index=False, lineterminator="\n"),
+        ".md": to_markdown(sheet, caption, note),
+        ".tex": to_tex(sheet, caption, note, label=path.name),
+    }
+    written = []
+    for suffix, text in texts.items():
+        target = path.with_name(path.name + suffix)
+        with atomic_path(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        written.append(target)
+    return written
+
+
+def format_for_terminal(table: pd.DataFrame) -> str:
+    """Return a comparison table as compact plain text: a block a cohort, ``*`` after the best of each column."""
+    groups = [("", table)] if "cohort" not in table else list(table.groupby("cohort", sort=False))
+    blocks = []
+    for cohort, part in groups:
+        names = [name for name in TERMINAL_COLUMNS if name in part]
+        spreads = [name + "_sd" for name in names if name + "_sd" in part]
+        sheet = lay_out(part[[*names, *spreads, *(["labels"] if "labels" in part else [])]], short=True)
+        cells = [
+            [f"{text}{'*' if mark == 'best' else ' '}" for text, mark in zip(texts, marks, strict=True)]
+            for texts, marks in zip(sheet.cells, sheet.marks, strict=True)
+        ]
+        body = _plain([f"{header} " for header in sheet.headers], cells, sheet.numeric)
+        schemes = "/".join(sorted(set(part["labels"].dropna().astype(str)))) if "labels" in part else ""
+        title = f"{cohort}: mean ± sd over pairs" + (f", labels warped by {schemes} interpolation" if schemes else "")
+        blocks.append(f"{title}\n{body}")
+    legend = "* best of the column (ties share it; Affine only is the starting point and not ranked)"
+    return "\n\n".join([*blocks, legend]) + "\n"
+
+
+def _plain(headers: list[str], cells: list[list[str]], numeric: list[bool]) -> str:
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    lines = [headers, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        " ".join(
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
