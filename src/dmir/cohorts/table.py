@@ -1,0 +1,127 @@
+"""A cohort from a table of files: any scans that a user has, one row each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from dmir.cohorts import COLUMNS, REQUIRED, check_scan_table
+from dmir.errors import InputError, suggestion
+
+FILES = ("image", "labels", "mask")
+OPTIONAL = ("session", "age", "mask")
+
+
+def scan_table(path: str | Path) -> pd.DataFrame:
+    """Read a table of scans.
+
+    Parameters
+    ----------
+    path
+        A ``.csv`` or ``.tsv`` file (UTF-8) with the columns ``scan, subject, split, image, labels`` and optionally
+        ``session, age, mask``. Relative paths start from the table's own folder. ``labels`` may be empty for scans of
+        the split train, which are only learned from.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a scan, columns as :data:`dmir.cohorts.COLUMNS`, all text; paths joined to the table's folder.
+
+    Raises
+    ------
+    InputError
+        The table is missing or unreadable, a column is misspelt or missing, a required entry is empty, files do not
+        exist, or the table does not pass :func:`dmir.cohorts.check_scan_table`.
+    """
+    path = Path(path)
+    table = _read(path)
+    _check_columns(list(table.columns), path)
+    for name in COLUMNS:
+        if name not in table.columns:
+            table[name] = ""
+    _check_filled(table, path)
+    check_scan_table(table, path)
+    _check_labels(table, path)
+    for name in FILES:
+        table[name] = [str(path.parent / entry) if entry else "" for entry in table[name]]
+    _check_files(table, path)
+    return table[list(COLUMNS)]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read every entry as text: names such as 007 are names, not numbers."""
+    expected = "a table of scans (.csv or .tsv)"
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected=expected, remedy="Check the path.")
+    separators = {".csv": ",", ".tsv": "\t"}
+    if path.suffix.lower() not in separators:
+        raise InputError(path, found=f"the ending '{path.suffix}'", expected=expected)
+    try:
+        table = pd.read_csv(
+            path,
+            sep=separators[path.suffix.lower()],
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(path, found=f"text that is no table ({error})", expected=expected) from error
+    if table.empty:
+        raise InputError(path, found="no row", expected="one row a scan")
+    table.columns = table.columns.str.strip()
+    return table.apply(lambda column: column.fillna("").str.strip())
+
+
+def _check_columns(columns: list[str], path: Path) -> None:
+    known = [*REQUIRED, *OPTIONAL]
+    missing = [name for name in REQUIRED if name not in columns]
+    unknown = [name for name in columns if name not in known]
+    repeated = [name for name in known if columns.count(name) > 1 or f"{name}.1" in columns]
+    if repeated:
+        raise InputError(path, found=f"the column {repeated[0]} more than once", expected="every column once")
+    if unknown:
+        open_names = [name for name in known if name not in columns]
+        raise InputError(
+            path,
+            found=f"an unknown column '{unknown[0]}'",
+            expected=f"the columns {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}",
+            remedy=suggestion(unknown[0], open_names or known),
+        )
+    if missing:
+        raise InputError(path, found=f"no column {', '.join(missing)}", expected=f"the columns {', '.join(REQUIRED)}")
+
+
+def _check_filled(table: pd.DataFrame, path: Path) -> None:
+    for name in ("scan", "subject", "split", "image"):
+        empty = table.index[table[name] == ""]
+        if len(empty):
+            rows = ", ".join(str(k + 2) for k in empty[:10])  # the header is row 1
+            raise InputError(path, found=f"nothing in the column {name} (row {rows})", expected="an entry in every row")
+
+
+def _check_labels(table: pd.DataFrame, path: Path) -> None:
+    without = table.loc[(table["labels"] == "") & (table["split"] != "train"), ["scan", "split"]]
+    if len(without):
+        scans = ", ".join(f"{scan} ({split})" for scan, split in without.head(10).itertuples(index=False))
+        more = f" and {len(without) - 10} more" if len(without) > 10 else ""
+        raise InputError(
+            path,
+            found=f"no labels for {scans}{more}",
+            expected="labels for every scan of val, test and atlas, which scores are taken from",
+            remedy="Fill in the column labels, or move these scans to train.",
+        )
+
+
+def _check_files(table: pd.DataFrame, path: Path) -> None:
+    files = [file for name in FILES for file in table[name] if file]
+    missing = [file for file in dict.fromkeys(files) if not Path(file).is_file()]
+    if missing:
+        raise InputError(
+            path,
+            found=f"{len(missing)} of {len(files)} files missing: {', '.join(missing[:10])}"
+            + (", ..." if len(missing) > 10 else ""),
+            expected="every file that the table names",
+            remedy=f"Relative paths start from {path.parent}.",
+        )
