@@ -1,0 +1,191 @@
+"""Affine alignment to the atlas, by ANTs: rigid, then affine, mutual information (Avants et al. 2011)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dmir.errors import InputError
+from dmir.preprocess.resample import resample
+from dmir.volumes import Grid, Volume, atomic_path
+
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+NAME = "AffineTransform_double_3_3"  # ITK's name of the transform, which is also the key in its .mat files
+
+
+def estimate_affine(
+    image: Volume,
+    mask: Volume,
+    atlas_image: Volume,
+    *,
+    spacing: float = 3.0,
+    seed: int = 1,
+    sampling: float = 0.2,
+) -> np.ndarray:
+    """Estimate the affine that takes the atlas's world to the scan's world.
+
+    Both images are stripped and brought to a coarse isotropic grid first; those copies are only looked at, never kept.
+    ANTs starts from the centres of mass, runs on one thread with a seed, and so gives the same matrix every time.
+
+    Parameters
+    ----------
+    image, mask
+        The scan's grey values and brain mask, on its own grid.
+    atlas_image
+        The atlas's grey values, zero outside the brain.
+    spacing
+        Voxel size in mm at which the two are compared.
+    seed
+        Of the metric's sampling.
+    sampling
+        Fraction of the voxels that the metric uses.
+
+    Returns
+    -------
+    numpy.ndarray
+        4x4, atlas world -> scan world (RAS mm): the pull-back with which the scan is resampled on the atlas's grid.
+
+    Raises
+    ------
+    InputError
+        ANTs found no transform.
+    """
+    ants = _single_threaded_ants()
+    stripped = Volume(np.where(mask.data, image.data, 0).astype(np.float32), image.affine)
+    moving = _to_ants(ants, resample(stripped, _coarse_grid(stripped, spacing)))
+    fixed = _to_ants(ants, resample(atlas_image, _coarse_grid(atlas_image, spacing)))
+    before = ants.config._random_seed
+    ants.config._random_seed = seed
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            options: dict[str, Any] = {"aff_random_sampling_rate": sampling, "aff_metric": "mattes"}
+            options |= {"aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)}
+            rigid = ants.registration(
+                fixed, moving, "Rigid", outprefix=f"{folder}/rigid", aff_iterations=(100, 20, 0), **options
+            )
+            affine = ants.registration(
+                fixed,
+                moving,
+                "Affine",
+                outprefix=f"{folder}/affine",
+                initial_transform=rigid["fwdtransforms"][0],
+                aff_iterations=(100, 50, 10),
+                **options,
+            )
+            return read_affine(affine["fwdtransforms"][0])
+    except (RuntimeError, IndexError) as error:
+        raise InputError(
+            "affine alignment",
+            found=f"no transform ({error})",
+            expected="a scan that ANTs can align to the atlas",
+            remedy="Look at the brain mask and the orientation of the scan.",
+        ) from error
+    finally:
+        ants.config._random_seed = before
+
+
+@lru_cache(maxsize=1)
+def _single_threaded_ants() -> ModuleType:
+    """Import ANTs such that it uses one thread: its sums, and so its matrices, depend on their number.
+
+    ITK reads the number once, when its first filter runs.
+    """
+    if "ants" in sys.modules:
+        import ants
+
+        if os.environ.get(THREADS) != "1":
+            warnings.warn(
+                f"ANTs was imported before with {THREADS}={os.environ.get(THREADS, '')!r}; the affine is reproducible "
+                "only with 1. Set it before the first import.",
+                stacklevel=3,
+            )
+        return ants
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        import ants
+
+        ants.smooth_image(ants.from_numpy(np.zeros((4, 4, 4), dtype=np.float32)), 1.0)  # now ITK has read it
+    finally:
+        if before is None:
+            del os.environ[THREADS]
+        else:
+            os.environ[THREADS] = before
+    return ants
+
+
+def _coarse_grid(volume: Volume, spacing: float) -> Grid:
+    """Return an isotropic RAS grid over what is not zero, with a margin of four voxels."""
+    voxels = np.argwhere(volume.data)
+    low, high = voxels.min(axis=0), voxels.max(axis=0)
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
+    world = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    depth, height, width = (int(n) for n in np.ceil((world.max(axis=0) - world.min(axis=0)) / spacing) + 9)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = world.min(axis=0) - 4 * spacing
+    return Grid((depth, height, width), affine)
+
+
+def _to_ants(ants: ModuleType, volume: Volume) -> Any:
+    lps = FLIP @ volume.affine
+    spacing = volume.spacing
+    return ants.from_numpy(
+        volume.data.astype(np.float32),
+        origin=lps[:3, 3].tolist(),
+        spacing=spacing.tolist(),
+        direction=lps[:3, :3] / spacing,
+    )
+
+
+def write_affine(path: str | Path, transform: np.ndarray) -> None:
+    """Write a pull-back matrix (4x4, atlas world -> scan world, RAS mm) as ITK and ANTs do (``.mat``, LPS)."""
+    from scipy.io import savemat
+
+    lps = FLIP @ transform @ FLIP
+    parameters = np.concatenate([lps[:3, :3].ravel(), lps[:3, 3]]).reshape(12, 1)
+    with atomic_path(path) as temporary:
+        # the order of the two matters: ITK takes the first for the parameters, the second for the centre
+        savemat(str(temporary), {NAME: parameters, "fixed": np.zeros((3, 1))}, format="4", appendmat=False)
+
+
+def read_affine(path: str | Path) -> np.ndarray:
+    """Read a linear transform that ITK or ANTs wrote as ``.mat``.
+
+    Returns
+    -------
+    numpy.ndarray
+        4x4 pull-back matrix in RAS mm.
+
+    Raises
+    ------
+    InputError
+        No such file, or no affine in it.
+    """
+    from scipy.io import loadmat
+
+    expected = "an affine transform as ITK and ANTs write it (.mat)"
+    if not Path(path).is_file():
+        raise InputError(path, found="no such file", expected=expected)
+    try:
+        content = {key: value.ravel() for key, value in loadmat(str(path), appendmat=False).items() if key[0] != "_"}
+    except Exception as error:  # scipy raises several unrelated kinds for what is no .mat file
+        raise InputError(
+            path, found=f"a file that cannot be read ({type(error).__name__})", expected=expected
+        ) from error
+    parameters = next((value for key, value in content.items() if key.startswith(("Affine", "MatrixOffset"))), None)
+    if parameters is None or parameters.size != 12 or content.get("fixed", np.empty(0)).size != 3:
+        raise InputError(path, found=f"entries {sorted(content)}", expected=expected)
+    matrix, translation, centre = parameters[:9].reshape(3, 3), parameters[9:], content["fixed"]
+    lps = np.eye(4)
+    lps[:3, :3] = matrix
+    lps[:3, 3] = translation + centre - matrix @ centre
+    return FLIP @ lps @ FLIP

@@ -1,0 +1,114 @@
+"""Preprocessing from files to files: what one job of a pipeline does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dmir.errors import InputError
+from dmir.fields import load_field, save_field
+from dmir.preprocess.scan import preprocess_atlas, preprocess_scan, read_preprocessed
+from dmir.preprocess.truth import truth_on_grid
+from dmir.structures import load_label_map, remap_labels
+from dmir.volumes import Volume, read_image, read_labels, read_mask, require_same_grid, write_volume
+
+
+def preprocess_files(
+    folder: str | Path,
+    *,
+    image: str | Path,
+    labels: str | Path | None = None,
+    mask: str | Path | None = None,
+    truth: str | Path | None = None,
+    atlas: str | Path | None = None,
+    label_map: str | None = None,
+    shape: tuple[int, int, int] = (80, 96, 80),
+    spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+    **settings: Any,
+) -> None:
+    """Preprocess one scan, or the atlas where ``atlas`` is None, and write the results into ``folder``.
+
+    Parameters
+    ----------
+    folder
+        Receives ``image.nii.gz``, ``labels.nii.gz`` (all zero for a scan without labels), ``affine.mat``,
+        ``quality.json`` and, where a truth is given, ``truth.nii.gz``.
+    image, labels, mask, truth
+        The scan's own files.
+    atlas
+        Folder of the preprocessed atlas.
+    label_map
+        Name of the map from the label map's ids to structure ids; None: they are the structures' own.
+    shape, spacing
+        The grid, made round the atlas; for other scans the atlas's own grid is taken.
+    settings
+        Keywords of :func:`dmir.preprocess.preprocess_scan`.
+
+    Raises
+    ------
+    InputError
+        A file is unusable, or the files of the scan do not lie on one grid.
+    """
+    folder = Path(folder)
+    scan = read_image(image)
+    label_volume = _labels(labels, label_map)
+    mask_volume = read_mask(mask) if mask else None
+    for other, path in ((label_volume, labels), (mask_volume, mask)):
+        if other is not None and path is not None:
+            require_same_grid(scan, other, image, path)
+    if settings.get("skull_strip", "mask") == "mask" and mask_volume is None:
+        raise InputError(
+            f"skull_strip: mask, for {image}",
+            found="no mask of this scan",
+            expected="a brain mask in the cohort's table (column mask)",
+            remedy="Give one, or set preprocess.skull_strip to none (scans stripped already) or deepbet.",
+        )
+    if atlas is None:
+        only_for_scans = {"affine", "affine_spacing", "affine_seed", "histogram_match"}
+        own = {key: value for key, value in settings.items() if key not in only_for_scans}
+        result = preprocess_atlas(
+            scan, label_volume, mask_volume, shape=shape, spacing=spacing, where=str(image), **own
+        )
+    else:
+        reference = read_preprocessed(atlas)
+        result = preprocess_scan(scan, label_volume, mask_volume, reference, where=str(image), **settings)
+    result.write(folder)
+    if result.labels is None:
+        empty = np.zeros(result.image.shape, dtype=np.int16)
+        write_volume(folder / "labels.nii.gz", Volume(empty, result.image.affine))
+    if truth:
+        displacement, affine = load_field(truth)
+        field = truth_on_grid(displacement, affine, result.affine, result.image.grid)
+        save_field(folder / "truth.nii.gz", field, result.image.affine)
+
+
+def _labels(path: str | Path | None, label_map: str | None) -> Volume | None:
+    if not path:
+        return None
+    volume = read_labels(path)
+    if label_map is None:
+        return volume
+    data = remap_labels(volume.data, load_label_map(label_map))
+    if not data.any():
+        ids = ", ".join(map(str, np.unique(volume.data)[:8]))
+        raise InputError(
+            f"labels: {path}",
+            found=f"ids that {label_map} does not map (the first are {ids})",
+            expected="ids of the scheme that label_map names",
+            remedy="Choose another label_map, or none if the ids are the structures' own.",
+        )
+    return Volume(data, volume.affine)
+
+
+def quality_table(files: Mapping[str, str | Path]) -> pd.DataFrame:
+    """Gather ``quality.json`` files, by scan, in one table; ``flags`` are joined by semicolons."""
+    rows = []
+    for scan, path in files.items():
+        quality = json.loads(Path(path).read_text())
+        rows.append({"scan": scan, **quality, "flags": "; ".join(quality["flags"])})
+    return pd.DataFrame(rows)

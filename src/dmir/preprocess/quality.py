@@ -1,0 +1,82 @@
+"""What can go wrong in preprocessing, in numbers, with the reasons in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dmir.volumes import Volume
+
+LEAST_OVERLAP = 0.85  # Dice of the brain masks after the affine
+BRAIN_VOLUME = (700.0, 2300.0)  # ml, in the scan's own space
+SCALE = (0.6, 1.7)  # determinant of the affine
+MOST_OUTSIDE = 1.0  # % of the brain beyond the grid
+LEAST_CORRELATION = 0.3
+
+
+def assess(
+    native_mask: Volume, transform: np.ndarray, image: Volume, mask: Volume, atlas_image: Volume, atlas_mask: Volume
+) -> dict[str, Any]:
+    """Describe a preprocessed scan.
+
+    Parameters
+    ----------
+    native_mask
+        Brain mask in the scan's own space.
+    transform
+        4x4, atlas world -> scan world.
+    image, mask, atlas_image, atlas_mask
+        On the atlas's grid.
+
+    Returns
+    -------
+    dict
+        ``brain_volume_ml``, ``affine_scale`` (determinant), ``mask_overlap`` (Dice with the atlas's brain),
+        ``outside_percent`` (brain beyond the grid), ``correlation`` (with the atlas, inside both masks),
+        ``intensity_mean`` and ``intensity_sd`` (inside the mask), ``flags`` (reasons to look at the scan) and ``ok``
+        (there are none). Ready for JSON.
+    """
+    both = mask.data & atlas_mask.data
+    inside = image.data[mask.data]
+    correlation = np.corrcoef(image.data[both], atlas_image.data[both])[0, 1] if both.sum() > 1 else np.nan
+    numbers = {
+        "brain_volume_ml": native_mask.data.sum() * abs(np.linalg.det(native_mask.affine[:3, :3])) / 1000,
+        "affine_scale": np.linalg.det(transform[:3, :3]),
+        "mask_overlap": 2 * both.sum() / (mask.data.sum() + atlas_mask.data.sum()),
+        "outside_percent": _outside(native_mask, transform, mask),
+        "correlation": correlation if np.isfinite(correlation) else 0.0,
+        "intensity_mean": inside.mean(),
+        "intensity_sd": inside.std(),
+    }
+    quality: dict[str, Any] = {key: round(float(value), 4) for key, value in numbers.items()}
+    quality["flags"] = _flags(quality)
+    quality["ok"] = not quality["flags"]
+    return quality
+
+
+def _outside(native_mask: Volume, transform: np.ndarray, mask: Volume) -> float:
+    """Return the percentage of the brain that the grid does not hold, judged on every seventh voxel."""
+    voxels = np.argwhere(native_mask.data)[::7]
+    to_grid = np.linalg.inv(transform @ mask.affine) @ native_mask.affine
+    place = voxels @ to_grid[:3, :3].T + to_grid[:3, 3]
+    beyond = ((place < -0.5) | (place > np.array(mask.shape) - 0.5)).any(axis=1)
+    return 100 * float(beyond.mean())
+
+
+def _flags(quality: dict[str, Any]) -> list[str]:
+    """Return the reasons why a person should look at this scan."""
+    flags = []
+    low, high = BRAIN_VOLUME
+    if not low <= quality["brain_volume_ml"] <= high:
+        flags.append(f"brain volume {quality['brain_volume_ml']:.0f} ml is not within {low:.0f} to {high:.0f} ml")
+    low, high = SCALE
+    if not low <= quality["affine_scale"] <= high:
+        flags.append(f"the affine scales volumes by {quality['affine_scale']:.2f}, not within {low} to {high}")
+    if quality["mask_overlap"] < LEAST_OVERLAP:
+        flags.append(f"brain masks overlap by a Dice of {quality['mask_overlap']:.2f}, below {LEAST_OVERLAP}")
+    if quality["outside_percent"] > MOST_OUTSIDE:
+        flags.append(f"{quality['outside_percent']:.1f} % of the brain lies outside the grid")
+    if quality["correlation"] < LEAST_CORRELATION:
+        flags.append(f"correlation with the atlas {quality['correlation']:.2f} is below {LEAST_CORRELATION}")
+    return flags

@@ -1,0 +1,254 @@
+"""One scan from its own space to the cohort's grid: strip, correct, align, resample once, normalise, judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmir.errors import InputError
+from dmir.preprocess.affine import estimate_affine, read_affine, write_affine
+from dmir.preprocess.bias_field import correct_bias
+from dmir.preprocess.normalise import match_histogram, normalise
+from dmir.preprocess.quality import assess
+from dmir.preprocess.resample import resample
+from dmir.preprocess.skull_strip import brain_mask
+from dmir.volumes import (
+    Grid,
+    Volume,
+    atomic_path,
+    read_image,
+    read_labels,
+    reorient,
+    require_same_grid,
+    write_volume,
+)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A scan on the cohort's grid.
+
+    Attributes
+    ----------
+    image
+        float32 in [0, 1]: above 0 exactly inside the brain.
+    labels
+        int16 structure ids, or None where the scan has none.
+    mask
+        bool, the brain.
+    affine
+        4x4, atlas world -> the scan's own world (RAS mm), with which the scan was resampled.
+    quality
+        What :func:`dmir.preprocess.assess` says.
+    """
+
+    image: Volume
+    labels: Volume | None
+    mask: Volume
+    affine: np.ndarray
+    quality: dict[str, Any]
+
+    def write(self, folder: str | Path) -> None:
+        """Write image, labels (where there are any), affine.mat and quality.json into a folder."""
+        folder = Path(folder)
+        write_volume(folder / "image.nii.gz", self.image, np.float32)
+        if self.labels is not None:
+            write_volume(folder / "labels.nii.gz", self.labels, np.int16)
+        write_affine(folder / "affine.mat", self.affine)
+        with atomic_path(folder / "quality.json") as path:
+            path.write_text(json.dumps(self.quality, indent=2) + "\n")
+
+
+def read_preprocessed(folder: str | Path) -> Preprocessed:
+    """Read what :meth:`Preprocessed.write` wrote; the mask is where the image is above 0."""
+    folder = Path(folder)
+    image = read_image(folder / "image.nii.gz", "preprocessed image")
+    labels = folder / "labels.nii.gz"
+    return Preprocessed(
+        image=image,
+        labels=read_labels(labels, "preprocessed labels") if labels.is_file() else None,
+        mask=Volume(image.data > 0, image.affine),
+        affine=read_affine(folder / "affine.mat"),
+        quality=json.loads((folder / "quality.json").read_text()),
+    )
+
+
+def preprocess_atlas(
+    image: Volume,
+    labels: Volume | None,
+    mask: Volume | None,
+    *,
+    shape: Sequence[int] = (80, 96, 80),
+    spacing: Sequence[float] = (2.0, 2.0, 2.0),
+    skull_strip: str = "mask",
+    bias_correction: bool = True,
+    bias_shrink: int = 4,
+    lower: float = 0.5,
+    upper: float = 99.5,
+    label_interpolation: str = "nearest",
+    where: str = "atlas",
+) -> Preprocessed:
+    """Preprocess a cohort's atlas and so define its grid: RAS axes, centred on the brain.
+
+    Parameters
+    ----------
+    image, labels, mask
+        The atlas in its own space, on one grid; labels already mapped to structure ids.
+    shape, spacing
+        Voxels, and mm, along the R, A and S axes of the grid.
+    skull_strip
+        ``"mask"``, ``"none"`` or ``"deepbet"``, see :func:`dmir.preprocess.brain_mask`.
+    bias_correction, bias_shrink
+        Whether N4 runs, and on blocks of how many voxels.
+    lower, upper
+        Percentiles within the brain that become 0 and 1.
+    label_interpolation
+        ``"nearest"`` or ``"generic_label"``.
+    where
+        The scan's name, for error messages.
+
+    Raises
+    ------
+    InputError
+        Labels or mask lie on another grid, the mask is empty, or the brain does not fit the grid.
+    """
+    image, labels, brain = _prepare(image, labels, mask, skull_strip, bias_correction, bias_shrink, where)
+    grid = _centred_grid(brain, shape, spacing, where)
+    return _finish(image, labels, brain, np.eye(4), grid, None, lower, upper, False, label_interpolation, where)
+
+
+def preprocess_scan(
+    image: Volume,
+    labels: Volume | None,
+    mask: Volume | None,
+    atlas: Preprocessed,
+    *,
+    skull_strip: str = "mask",
+    bias_correction: bool = True,
+    bias_shrink: int = 4,
+    affine: bool = True,
+    affine_spacing: float = 3.0,
+    affine_seed: int = 1,
+    lower: float = 0.5,
+    upper: float = 99.5,
+    histogram_match: bool = False,
+    label_interpolation: str = "nearest",
+    where: str = "scan",
+) -> Preprocessed:
+    """Preprocess one scan onto its atlas's grid, interpolating it once.
+
+    Parameters
+    ----------
+    image, labels, mask
+        The scan in its own space, in any orientation, on one grid; labels already mapped to structure ids.
+    atlas
+        From :func:`preprocess_atlas`, or :func:`read_preprocessed`.
+    affine
+        Whether the scan is aligned to the atlas; without it, its world is taken to be the atlas's.
+    affine_spacing, affine_seed
+        Voxel size (mm) at which the affine is sought, and the seed of its metric.
+    histogram_match
+        Whether the brain also takes on the atlas's grey-value distribution.
+    skull_strip, bias_correction, bias_shrink, lower, upper, label_interpolation, where
+        As in :func:`preprocess_atlas`.
+
+    Raises
+    ------
+    InputError
+        Labels or mask lie on another grid, the mask is empty, the image has no contrast in it, or ANTs fails.
+    """
+    image, labels, brain = _prepare(image, labels, mask, skull_strip, bias_correction, bias_shrink, where)
+    transform = np.eye(4)
+    if affine:
+        transform = estimate_affine(image, brain, atlas.image, spacing=affine_spacing, seed=affine_seed)
+    grid = atlas.image.grid
+    return _finish(
+        image, labels, brain, transform, grid, atlas, lower, upper, histogram_match, label_interpolation, where
+    )
+
+
+def _prepare(
+    image: Volume,
+    labels: Volume | None,
+    mask: Volume | None,
+    skull_strip: str,
+    bias_correction: bool,
+    bias_shrink: int,
+    where: str,
+) -> tuple[Volume, Volume | None, Volume]:
+    """Do what happens in the scan's own space, with its axes turned to RAS so that their order changes nothing."""
+    if labels is not None:
+        require_same_grid(image, labels, f"{where}: image", f"{where}: labels")
+        labels = reorient(labels, "RAS")
+    brain = reorient(brain_mask(image, mask, method=skull_strip, where=where), "RAS")
+    image = reorient(image, "RAS")
+    if np.ptp(image.data[brain.data]) == 0:
+        raise InputError(
+            f"{where}: image",
+            found="the same value everywhere inside the brain mask",
+            expected="contrast inside the brain mask",
+            remedy="Check that image and mask belong together.",
+        )
+    if bias_correction:
+        image = correct_bias(image, brain, shrink=bias_shrink)
+    return image, labels, brain
+
+
+def _centred_grid(brain: Volume, shape: Sequence[int], spacing: Sequence[float], where: str) -> Grid:
+    """Return the RAS grid of that shape and spacing whose middle is the middle of the brain's bounding box.
+
+    Its first voxel is put on a voxel of the atlas, so that an atlas of the same spacing is copied, not blurred.
+    """
+    voxels = np.argwhere(brain.data)
+    low, high = voxels.min(axis=0), voxels.max(axis=0)
+    corners = np.stack(np.meshgrid(*zip(low - 0.5, high + 0.5, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
+    world = corners @ brain.affine[:3, :3].T + brain.affine[:3, 3]
+    size, step = world.max(axis=0) - world.min(axis=0), np.asarray(spacing, dtype=float)
+    least = np.ceil(size / step).astype(int) + 1  # one more: the grid may be shifted by half a voxel
+    if (np.asarray(shape) < least).any():
+        raise InputError(
+            f"{where}: shape",
+            found=f"{tuple(shape)} voxels of {tuple(float(s) for s in spacing)} mm",
+            expected=f"at least {tuple(int(n) for n in least)}, for a brain of {size.round().astype(int).tolist()} mm",
+            remedy="Enlarge the shape or the spacing, or check the brain mask.",
+        )
+    depth, height, width = (int(n) for n in shape)
+    origin = (world.min(axis=0) + world.max(axis=0)) / 2 - step * (np.array([depth, height, width]) - 1) / 2
+    nearest = np.round(np.linalg.inv(brain.affine) @ [*origin, 1.0])
+    affine = np.diag([*step, 1.0])
+    affine[:3, 3] = (brain.affine @ nearest)[:3]
+    return Grid((depth, height, width), affine)
+
+
+def _finish(
+    image: Volume,
+    labels: Volume | None,
+    brain: Volume,
+    transform: np.ndarray,
+    grid: Grid,
+    atlas: Preprocessed | None,
+    lower: float,
+    upper: float,
+    histogram_match: bool,
+    label_interpolation: str,
+    where: str,
+) -> Preprocessed:
+    """Resample, normalise and judge; the atlas is compared with itself."""
+    mask = resample(Volume(brain.data.astype(np.float32), brain.affine), grid, transform).data > 0.5
+    stripped = Volume(np.where(brain.data, image.data, 0), image.affine)
+    data = normalise(resample(stripped, grid, transform).data, mask, lower=lower, upper=upper, where=where)
+    if histogram_match and atlas is not None:
+        data = match_histogram(data, mask, atlas.image.data, atlas.mask.data)
+    if labels is not None:
+        labels = resample(labels, grid, transform, interpolation=label_interpolation)
+        labels = Volume(labels.data.astype(np.int16), labels.affine)
+    result = Volume(data, grid.affine)
+    found = Volume(mask, grid.affine)
+    reference = (result, found) if atlas is None else (atlas.image, atlas.mask)
+    quality = assess(brain, transform, result, found, *reference)
+    return Preprocessed(image=result, labels=labels, mask=found, affine=transform, quality=quality)
