@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
 
 from dmir import losses
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -73,9 +77,22 @@ def displacement_of(network: nn.Module, moving: torch.Tensor, fixed: torch.Tenso
     torch.Tensor
         (B, 3, D, H, W) in voxels.
     """
-    with torch.autocast(device_type=moving.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    bfloat16 = precision == "bf16" and has_bfloat16(moving.device.type)
+    with torch.autocast(device_type=moving.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         displacement = network(moving, fixed)
     return displacement.float()
+
+
+@cache
+def has_bfloat16(device_type: str) -> bool:
+    """Tell whether a kind of device computes in bfloat16; where it would only imitate it, float32 is faster."""
+    if device_type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # torch has no public question for this
+        supported = bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
+    if not supported:
+        log.warning("this %s has no bfloat16 arithmetic: float32 is used instead, which takes longer", device_type)
+    return supported
 
 
 @contextlib.contextmanager
@@ -100,6 +117,8 @@ def arithmetic(precision: str, deterministic: bool = False) -> Iterator[None]:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
         torch.use_deterministic_algorithms(True, warn_only=True)
+    # with those algorithms torch also fills each new tensor, for nothing: none is read before it is written
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
