@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 GPUS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format graph clean
 
 demo: .venv/.installed
 	$(BIN)/snakemake --cores $(CORES) --resources gpu=$(GPUS)
@@ -38,6 +38,10 @@ format: .venv/.installed-for-tests
 .venv/.installed-for-tests: .venv/.installed requirements-dev.txt
 	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	touch $@
+
+# the picture of the workflow in the README
+graph: .venv/.installed
+	@$(BIN)/python workflow/rulegraph.py
 
 clean:
 	rm -rf results .snakemake

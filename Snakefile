@@ -1,0 +1,84 @@
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+# A configuration file stands by itself: one given on the command line replaces the default one, so that a
+# published setting never inherits a demonstration's.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+pathvars:
+    results=config.get("results", "results"),
+    logs="<results>/logs",
+    benchmarks="<results>/benchmarks",
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/cohort.smk"
+include: "rules/preprocess.smk"
+include: "rules/train.smk"
+include: "rules/register.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+rule cohort_all:
+    input:
+        collect("<results>/cohorts/{cohort}/scans.csv", cohort=used_cohorts),
+    localrule: True
+
+
+rule preprocess_all:
+    input:
+        collect("<results>/preprocessed/{cohort}/quality.csv", cohort=used_cohorts),
+    localrule: True
+
+
+rule train_all:
+    input:
+        collect(
+            "<results>/models/{cohort}/{method}/{model}/model.safetensors",
+            cohort=configuration.train_on,
+            method=configuration.networks(),
+            model=models,
+        ),
+    localrule: True
+
+
+rule register_all:
+    input:
+        collect("<results>/registered/{run}.csv", run=shard_runs()),
+    localrule: True
+
+
+rule evaluate_all:
+    input:
+        "<results>/scores/structures.parquet",
+        "<results>/scores/pairs.parquet",
+    localrule: True
+
+
+rule report_all:
+    input:
+        collect(
+            "<results>/tables/{table}.csv", table=["comparison", *structure_tables()]
+        ),
+        collect("<results>/figures/{figure}.png", figure=figures()),
+    localrule: True
+
+
+rule all:
+    default_target: True
+    input:
+        rules.preprocess_all.input,
+        rules.report_all.input,
+    localrule: True
+
+
+onsuccess:
+    write_report()

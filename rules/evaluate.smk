@@ -1,0 +1,82 @@
+rule score_shard:
+    input:
+        fields="<results>/registered/{cohort}/{method}/{model}/{shard}",
+        records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",
+        moving_labels=moving_labels,
+        fixed_labels=atlas_file("labels"),
+        truths=true_fields,
+    output:
+        structures="<results>/scores/{cohort}/{method}/{model}/{shard}.structures.parquet",
+        pairs="<results>/scores/{cohort}/{method}/{model}/{shard}.pairs.parquet",
+    log:
+        "<logs>/score_shard/{cohort}/{method}/{model}/{shard}.log",
+    benchmark:
+        "<benchmarks>/score_shard/{cohort}/{method}/{model}/{shard}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000 + voxels // 1500,
+        runtime=60,
+    params:
+        structures=structure_set,
+        interpolations=configuration.scores.label_interpolation,
+        code=code_hash("dmir.metrics"),
+    script:
+        "../workflow/scripts/score_shard.py"
+
+
+rule save_example:
+    input:
+        fields=shard_of_scan,
+        moving=scan_file("image"),
+        moving_labels=scan_file("labels"),
+        fixed=atlas_file("image"),
+        fixed_labels=atlas_file("labels"),
+        truth=truth_of_scan,
+    output:
+        example="<results>/registered/{cohort}/{method}/{model}/example-{scan}.npz",
+    log:
+        "<logs>/save_example/{cohort}/{method}/{model}/{scan}.log",
+    benchmark:
+        "<benchmarks>/save_example/{cohort}/{method}/{model}/{scan}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1500 + voxels // 2500,
+        runtime=10,
+    params:
+        code=code_hash("dmir.report.examples"),
+    script:
+        "../workflow/scripts/save_example.py"
+
+
+rule gather_scores:
+    input:
+        structures=structure_scores,
+        pairs=pair_scores,
+    output:
+        structures="<results>/scores/structures.parquet",
+        structures_csv="<results>/scores/structures.csv",
+        pairs="<results>/scores/pairs.parquet",
+        pairs_csv=report(
+            "<results>/scores/pairs.csv",
+            category="Scores",
+            labels={"table": "every pair"},
+            caption="../workflow/report/pairs.rst",
+        ),
+    log:
+        "<logs>/gather_scores.log",
+    benchmark:
+        "<benchmarks>/gather_scores.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_hash("dmir.metrics"),
+    script:
+        "../workflow/scripts/gather_scores.py"

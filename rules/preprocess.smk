@@ -1,0 +1,69 @@
+ruleorder: preprocess_simulated_scan > preprocess_scan
+
+
+rule preprocess_scan:
+    input:
+        unpack(files_of_scan),
+        unpack(atlas_of_scan),
+    output:
+        image="<results>/preprocessed/{cohort}/{scan}/image.nii.gz",
+        labels="<results>/preprocessed/{cohort}/{scan}/labels.nii.gz",
+        affine="<results>/preprocessed/{cohort}/{scan}/affine.mat",
+        quality="<results>/preprocessed/{cohort}/{scan}/quality.json",
+    log:
+        "<logs>/preprocess_scan/{cohort}/{scan}.log",
+    benchmark:
+        "<benchmarks>/preprocess_scan/{cohort}/{scan}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=20,
+    params:
+        settings=preprocess_settings,
+        code=code_hash("dmir.preprocess.files"),
+    script:
+        "../workflow/scripts/preprocess_scan.py"
+
+
+use rule preprocess_scan as preprocess_simulated_scan with:
+    output:
+        image="<results>/preprocessed/{cohort}/{scan}/image.nii.gz",
+        labels="<results>/preprocessed/{cohort}/{scan}/labels.nii.gz",
+        affine="<results>/preprocessed/{cohort}/{scan}/affine.mat",
+        quality="<results>/preprocessed/{cohort}/{scan}/quality.json",
+        truth="<results>/preprocessed/{cohort}/{scan}/truth.nii.gz",
+    log:
+        "<logs>/preprocess_simulated_scan/{cohort}/{scan}.log",
+    benchmark:
+        "<benchmarks>/preprocess_simulated_scan/{cohort}/{scan}.tsv"
+    wildcard_constraints:
+        cohort="|".join(simulated_cohorts) or "no-simulated-cohort",
+        scan=r"sub-\d+",
+
+
+rule gather_quality:
+    input:
+        scans=quality_files,
+    output:
+        table=report(
+            "<results>/preprocessed/{cohort}/quality.csv",
+            category="Preprocessing",
+            labels={"cohort": "{cohort}", "table": "quality of every scan"},
+            caption="../workflow/report/quality.rst",
+        ),
+    log:
+        "<logs>/gather_quality/{cohort}.log",
+    benchmark:
+        "<benchmarks>/gather_quality/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        code=code_hash("dmir.preprocess.files"),
+    script:
+        "../workflow/scripts/gather_quality.py"

@@ -1,0 +1,229 @@
+rule comparison_table:
+    input:
+        structures="<results>/scores/structures.parquet",
+        pairs="<results>/scores/pairs.parquet",
+    output:
+        csv=report(
+            "<results>/tables/comparison.csv",
+            category="Tables",
+            labels={"table": "comparison of all methods"},
+            caption="../workflow/report/comparison.rst",
+        ),
+        md="<results>/tables/comparison.md",
+        tex="<results>/tables/comparison.tex",
+    log:
+        "<logs>/comparison_table.log",
+    benchmark:
+        "<benchmarks>/comparison_table.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        methods=configuration.methods,
+        labels=configuration.scores.label_interpolation[0],
+        code=code_hash("dmir.report.tables", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/comparison_table.py"
+
+
+rule structure_table:
+    input:
+        table=structure_set_file,
+    output:
+        csv=report(
+            "<results>/tables/structures_{cohort}.csv",
+            category="Tables",
+            labels={"table": "structures", "cohort": "{cohort}"},
+            caption="../workflow/report/structures.rst",
+        ),
+        md="<results>/tables/structures_{cohort}.md",
+        tex="<results>/tables/structures_{cohort}.tex",
+    log:
+        "<logs>/structure_table/{cohort}.log",
+    benchmark:
+        "<benchmarks>/structure_table/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        structures=structure_set,
+        code=code_hash("dmir.report.tables", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/structure_table.py"
+
+
+rule dice_by_structure_table:
+    input:
+        structures="<results>/scores/structures.parquet",
+    output:
+        csv=report(
+            "<results>/tables/dice_by_structure_{cohort}.csv",
+            category="Tables",
+            labels={"table": "Dice by structure", "cohort": "{cohort}"},
+            caption="../workflow/report/dice_by_structure.rst",
+        ),
+        md="<results>/tables/dice_by_structure_{cohort}.md",
+        tex="<results>/tables/dice_by_structure_{cohort}.tex",
+    log:
+        "<logs>/dice_by_structure_table/{cohort}.log",
+    benchmark:
+        "<benchmarks>/dice_by_structure_table/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        methods=configuration.methods,
+        labels=configuration.scores.label_interpolation[0],
+        code=code_hash("dmir.report.tables", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/dice_by_structure_table.py"
+
+
+rule dice_by_structure:
+    input:
+        structures="<results>/scores/structures.parquet",
+    output:
+        png="<results>/figures/dice_by_structure_{cohort}.png",
+        svg=report(
+            "<results>/figures/dice_by_structure_{cohort}.svg",
+            category="Figures",
+            labels={"figure": "Dice by structure", "cohort": "{cohort}"},
+            caption="../workflow/report/dice_by_structure.rst",
+        ),
+    log:
+        "<logs>/dice_by_structure/{cohort}.log",
+    benchmark:
+        "<benchmarks>/dice_by_structure/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        methods=configuration.methods,
+        labels=configuration.scores.label_interpolation[0],
+        code=code_hash("dmir.report.boxplot"),
+    script:
+        "../workflow/scripts/dice_by_structure.py"
+
+
+rule dice_against_time:
+    input:
+        table="<results>/tables/comparison.csv",
+    output:
+        png="<results>/figures/dice_against_time_{cohort}.png",
+        svg=report(
+            "<results>/figures/dice_against_time_{cohort}.svg",
+            category="Figures",
+            labels={"figure": "Dice against time", "cohort": "{cohort}"},
+            caption="../workflow/report/dice_against_time.rst",
+        ),
+    log:
+        "<logs>/dice_against_time/{cohort}.log",
+    benchmark:
+        "<benchmarks>/dice_against_time/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_hash("dmir.report.tradeoffs"),
+    script:
+        "../workflow/scripts/dice_against_time.py"
+
+
+rule dice_against_folding:
+    input:
+        table="<results>/tables/comparison.csv",
+    output:
+        png="<results>/figures/dice_against_folding_{cohort}.png",
+        svg=report(
+            "<results>/figures/dice_against_folding_{cohort}.svg",
+            category="Figures",
+            labels={"figure": "Dice against folding", "cohort": "{cohort}"},
+            caption="../workflow/report/dice_against_folding.rst",
+        ),
+    log:
+        "<logs>/dice_against_folding/{cohort}.log",
+    benchmark:
+        "<benchmarks>/dice_against_folding/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_hash("dmir.report.tradeoffs"),
+    script:
+        "../workflow/scripts/dice_against_folding.py"
+
+
+rule training_curves:
+    input:
+        histories=histories,
+    output:
+        png="<results>/figures/training_curves_{cohort}.png",
+        svg=report(
+            "<results>/figures/training_curves_{cohort}.svg",
+            category="Training",
+            labels={"figure": "training curves", "cohort": "{cohort}"},
+            caption="../workflow/report/training_curves.rst",
+        ),
+    log:
+        "<logs>/training_curves/{cohort}.log",
+    benchmark:
+        "<benchmarks>/training_curves/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_hash("dmir.report.curves"),
+    script:
+        "../workflow/scripts/training_curves.py"
+
+
+rule qualitative:
+    input:
+        examples=examples,
+        moving=scan_file("image"),
+        fixed=atlas_file("image"),
+        truth=truth_of_scan,
+    output:
+        png="<results>/figures/qualitative_{cohort}_{scan}.png",
+        svg=report(
+            "<results>/figures/qualitative_{cohort}_{scan}.svg",
+            category="Figures",
+            labels={"figure": "qualitative", "cohort": "{cohort}", "moving": "{scan}"},
+            caption="../workflow/report/qualitative.rst",
+        ),
+    log:
+        "<logs>/qualitative/{cohort}/{scan}.log",
+    benchmark:
+        "<benchmarks>/qualitative/{cohort}/{scan}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        plane=configuration.report.plane,
+        code=code_hash("dmir.report.qualitative"),
+    script:
+        "../workflow/scripts/qualitative.py"

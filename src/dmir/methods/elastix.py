@@ -1,0 +1,181 @@
+"""Free-form deformation by B-splines (Rueckert et al. 1999) with elastix (Klein et al. 2010)."""
+
+from __future__ import annotations
+
+import tempfile
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dmir.errors import DmirError, InputError, suggestion
+from dmir.fields import LPS, to_voxels
+from dmir.methods.geometry import geometry
+from dmir.volumes import Volume
+
+METRICS = {
+    "mutual_information": "AdvancedMattesMutualInformation",
+    "normalised_correlation": "AdvancedNormalizedCorrelation",
+}
+LIBRARIES = ("itk.itkElastixRegistrationMethodPython", "itk.itkTransformixFilterPython")
+LARGEST_FIELD = 1e5  # mm; what elastix gives when its optimiser has run away
+
+
+def register(
+    moving: Volume,
+    fixed: Volume,
+    *,
+    metric: str = "normalised_correlation",
+    final_grid_spacing: float = 10.0,
+    resolutions: int = 4,
+    iterations: int = 150,
+    samples: int = 2048,
+    bending_energy: float = 1.0,
+    seed: int = 1,
+    threads: int = 1,
+) -> np.ndarray:
+    """Return the displacement field of elastix.
+
+    The field is the same, bit by bit, on every run with one seed and one number of threads; it differs between
+    numbers of threads.
+
+    Parameters
+    ----------
+    moving, fixed
+        Affinely aligned; each on its own grid or both on one.
+    metric
+        ``"normalised_correlation"``, or ``"mutual_information"`` (Mattes et al. 2003) for images of two kinds.
+    final_grid_spacing
+        Between control points at the finest level, mm.
+    resolutions
+        Levels, each with half the control-point spacing and half the smoothing of the one before.
+    iterations
+        A level, of adaptive stochastic gradient descent.
+    samples
+        Random points an iteration.
+    bending_energy
+        Weight of the bending energy penalty beside the metric's weight of 1; 0: none.
+    seed
+        Of the random points.
+    threads
+        Of ITK; part of the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (3, D, H, W), voxels of the fixed grid: from a point of the fixed world to one of the moving world.
+
+    Raises
+    ------
+    InputError
+        A parameter or a grid that elastix cannot work with.
+    DmirError
+        elastix gave up.
+    """
+    if metric not in METRICS:
+        raise InputError(
+            "metric", found=f"'{metric}'", expected=" or ".join(METRICS), remedy=suggestion(str(metric), METRICS)
+        )
+    import itk
+
+    # Not elastix's own number of threads: with two metrics at once it crashes there (ITKElastix issue 160).
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
+    fixed_image = _to_itk(itk, fixed, "the fixed image")
+    moving_image = _to_itk(itk, moving, "the moving image")
+    parameters = _parameters(
+        metric=METRICS[metric],
+        final_grid_spacing=final_grid_spacing,
+        resolutions=resolutions,
+        iterations=iterations,
+        samples=samples,
+        bending_energy=bending_energy,
+        seed=seed,
+    )
+    try:
+        transform = _estimate(fixed_image, moving_image, parameters)
+        with tempfile.TemporaryDirectory(prefix="elastix-") as folder:
+            field = itk.array_from_image(_deformation_field(moving_image, transform, folder))
+    except RuntimeError as error:
+        raise DmirError(f"elastix failed: {_last_line(error)}") from error
+    millimetres = np.transpose(field, (3, 2, 1, 0)) * LPS  # ITK's arrays run backwards
+    if not np.abs(millimetres).max() < LARGEST_FIELD:  # not: NaN too
+        raise DmirError("elastix failed: its field is not finite")
+    return to_voxels(millimetres, fixed.affine).astype(np.float32)
+
+
+def _estimate(fixed: Any, moving: Any, parameters: Any) -> Any:
+    """Run elastix and return its transform parameters.
+
+    ``itk.elastix_registration_method`` is the same call, but its lazy loading imports every module of ITK first,
+    which takes longer than many a registration.
+    """
+    from itk.itkElastixRegistrationMethodPython import itkElastixRegistrationMethodIF3IF3
+
+    elastix = itkElastixRegistrationMethodIF3IF3.New()
+    elastix.SetFixedImage(fixed)
+    elastix.SetMovingImage(moving)
+    elastix.SetParameterObject(parameters)
+    elastix.LogToConsoleOff()
+    elastix.UpdateLargestPossibleRegion()
+    return elastix.GetTransformParameterObject()
+
+
+def _deformation_field(moving: Any, transform: Any, folder: str) -> Any:
+    """Run transformix and return T(x) - x on the fixed grid, LPS mm."""
+    from itk.itkTransformixFilterPython import itkTransformixFilterIF3
+
+    transformix = itkTransformixFilterIF3.New()
+    transformix.SetMovingImage(moving)
+    transformix.SetTransformParameterObject(transform)
+    transformix.SetComputeDeformationField(True)
+    transformix.SetOutputDirectory(folder)  # it writes the field to a file as well: by default where we are
+    transformix.LogToConsoleOff()
+    transformix.UpdateLargestPossibleRegion()
+    return transformix.GetOutputDeformationField()
+
+
+def _parameters(
+    *,
+    metric: str,
+    final_grid_spacing: float,
+    resolutions: int,
+    iterations: int,
+    samples: int,
+    bending_energy: float,
+    seed: int,
+) -> Any:
+    """Return elastix's own B-spline settings with ours in place of some."""
+    from itk.elxParameterObjectPython import elastixParameterObject
+
+    parameters = elastixParameterObject.New()
+    settings = dict(parameters.GetDefaultParameterMap("bspline", resolutions))
+    settings |= {
+        "FinalGridSpacingInPhysicalUnits": [str(final_grid_spacing)],
+        "MaximumNumberOfIterations": [str(iterations)],
+        "NumberOfSpatialSamples": [str(samples)],
+        "RandomSeed": [str(seed)],
+        "WriteResultImage": ["false"],  # it would be resampled by cubic B-splines; one warper serves all methods
+    }
+    if bending_energy > 0:
+        settings["Metric"] = [metric, "TransformBendingEnergyPenalty"]
+        settings["Metric1Weight"] = [str(bending_energy)]
+    else:
+        settings["Metric"] = [metric]
+        settings["Registration"] = ["MultiResolutionRegistration"]
+        del settings["Metric1Weight"]
+    parameters.AddParameterMap(settings)
+    return parameters
+
+
+def _to_itk(itk: ModuleType, volume: Volume, name: str) -> Any:
+    place = geometry(volume, name)
+    image = itk.image_from_array(np.ascontiguousarray(volume.data.T, dtype=np.float32))
+    image.SetOrigin(place.origin)
+    image.SetSpacing(place.spacing)
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(place.direction)))
+    return image
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

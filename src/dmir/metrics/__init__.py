@@ -1,0 +1,20 @@
+"""Scores: one number about one pair, or about one structure of it."""
+
+from __future__ import annotations
+
+from dmir.metrics.endpoint import endpoint_error
+from dmir.metrics.folding import nondiffeomorphic_volume, nonpositive_jacobian, sdlogj
+from dmir.metrics.overlap import dice, volume_ratio
+from dmir.metrics.score import score_pair
+from dmir.metrics.surface import hd95
+
+__all__ = [
+    "dice",
+    "endpoint_error",
+    "hd95",
+    "nondiffeomorphic_volume",
+    "nonpositive_jacobian",
+    "score_pair",
+    "sdlogj",
+    "volume_ratio",
+]

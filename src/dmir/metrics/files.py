@@ -1,0 +1,135 @@
+"""Scores from files: one field, or a shard of pairs with what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dmir.errors import InputError
+from dmir.fields import load_field
+from dmir.metrics.score import score_pair
+from dmir.structures import StructureSet, load_structures
+from dmir.volumes import Grid, Volume, describe_grid, read_labels, same_grid
+
+PAIR_KEYS = ("cohort", "method", "model", "moving", "fixed")
+
+
+def score_files(
+    field: str | Path,
+    moving_labels: str | Path,
+    fixed_labels: str | Path,
+    structures: str | StructureSet,
+    *,
+    truth: str | Path | None = None,
+    interpolations: Sequence[str] = ("nearest", "linear"),
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Score one displacement field.
+
+    Parameters
+    ----------
+    field, truth
+        Displacement fields as ITK and ANTs write them, on the grid of ``fixed_labels``.
+    moving_labels, fixed_labels
+        Label maps; the moving one may lie on a grid of its own.
+    structures
+        A structure set or its name.
+
+    Returns
+    -------
+    structures, pair
+        As :func:`dmir.metrics.score_pair` gives them.
+
+    Raises
+    ------
+    InputError
+        A file is unusable, or the field, the fixed labels and the truth do not lie on one grid.
+    """
+    chosen = load_structures(structures) if isinstance(structures, str) else structures
+    displacement, affine = load_field(field)
+    fixed, moving = read_labels(fixed_labels, "fixed_labels"), read_labels(moving_labels, "moving_labels")
+    _require_grid(fixed, displacement, affine, fixed_labels, field)
+    true_field = None
+    if truth is not None:
+        true_field, true_affine = load_field(truth)
+        _require_grid(fixed, true_field, true_affine, fixed_labels, truth)
+    return score_pair(
+        displacement,
+        affine,
+        moving.data,
+        fixed.data,
+        chosen,
+        moving_affine=moving.affine,
+        truth=true_field,
+        interpolations=tuple(interpolations),
+    )
+
+
+def score_shard(
+    records: str | Path,
+    *,
+    fields: str | Path,
+    moving_labels: Mapping[str, str | Path],
+    fixed_labels: str | Path,
+    truths: Mapping[str, str | Path],
+    structures: str,
+    interpolations: Sequence[str] = ("nearest", "linear"),
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score all pairs of a shard; one that failed keeps its record with no scores.
+
+    Parameters
+    ----------
+    records
+        The table that the registration wrote, a row a pair.
+    fields
+        Folder of ``<moving>__<fixed>.nii.gz``.
+    moving_labels, truths
+        Label map and, for simulated scans, true field by moving scan.
+    fixed_labels
+        The atlas's label map.
+    structures
+        Name of the structure set.
+
+    Returns
+    -------
+    structures, pairs
+        Tidy tables: a row a (pair, structure, interpolation), and a row a pair.
+    """
+    chosen = load_structures(structures)
+    tables, rows = [], []
+    pairs = pd.read_csv(records, keep_default_na=False, na_values={"seconds": [""], "peak_memory_mb": [""]})
+    for row in pairs.to_dict("records"):
+        record = {str(key): value for key, value in row.items()}
+        moving: str = record["moving"]
+        scores: dict[str, Any] = {}
+        if record["status"] == "ok":
+            table, scores = score_files(
+                Path(fields) / f"{moving}__{record['fixed']}.nii.gz",
+                moving_labels[moving],
+                fixed_labels,
+                chosen,
+                truth=truths.get(moving),
+                interpolations=interpolations,
+            )
+            tables.append(table.assign(**{key: record[key] for key in PAIR_KEYS})[[*PAIR_KEYS, *table.columns]])
+        print(f"{moving} -> {record['fixed']}: {record['status']} {record['reason']}", flush=True)
+        rows.append({**record, **scores})
+    columns = [*PAIR_KEYS, "structure", "name", "labels", "dice", "hd95", "volume_ratio"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns), pd.DataFrame(rows)
+
+
+def _require_grid(
+    labels: Volume, displacement: np.ndarray, affine: np.ndarray, labels_path: str | Path, field_path: str | Path
+) -> None:
+    depth, height, width = displacement.shape[1:]
+    grid = Grid((depth, height, width), affine)
+    if not same_grid(labels, grid, tolerance=1e-2):
+        raise InputError(
+            field_path,
+            found=f"a field on {describe_grid(grid)}",
+            expected=f"the grid of {labels_path}: {describe_grid(labels)}",
+            remedy="A field lies on the fixed image's grid; check that these belong together.",
+        )

@@ -1,0 +1,323 @@
+"""The pipeline itself, run by Snakemake: interrupted, killed, finished, and asked what it would do again."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+PARTS = ("Snakefile", "rules", "workflow", "src", "resources", "config", "profiles", "envs")
+METHODS = ["affine", "syn", "elastix", "voxelmorph", "caml"]
+pytestmark = pytest.mark.pipeline
+
+TINY = {
+    "train_on": "simulated",
+    "test_on": ["simulated"],
+    "methods": METHODS,
+    "pairs_per_job": 2,
+    "grid": {"shape": [48, 56, 48], "spacing": 4.0},
+    "cohorts": {"simulated": {"source": "simulated", "train": 2, "val": 1, "test": 2}},
+    "training": {"steps": 8, "validate_every": 2, "learning_rate": 1e-3, "window": 5},
+    "settings": {
+        "syn": {"iterations": [10, 5, 0]},
+        "elastix": {"resolutions": 2, "iterations": 50, "final_grid_spacing": 20},
+        "voxelmorph": {"network": {"encoder": [4, 8, 8, 8], "decoder": [8, 8, 8, 8, 8, 4, 4]}},
+        "caml": {"network": {"channels": [8, 16], "depths": [1, 1], "heads": [1, 2], "detail_channels": [4, 8]}},
+    },
+}
+
+
+def checkout(folder, configuration):
+    """Copy the workflow, as a clone would be, and give it a configuration."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    write_config(folder, configuration)
+    return folder
+
+
+def write_config(folder, configuration):
+    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(configuration))
+
+
+def command(*arguments):
+    return [str(Path(sys.executable).parent / "snakemake"), "--cores", "2", "--resources", "gpu=2", *arguments]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1"}
+
+
+def snakemake(folder, *arguments, succeeds=True):
+    result = subprocess.run(
+        command(*arguments), cwd=folder, capture_output=True, text=True, env=environment(), timeout=1200
+    )
+    text = result.stdout + result.stderr
+    assert (result.returncode == 0) == succeeds, text[-6000:]
+    return text
+
+
+def start(folder, log):
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command(), cwd=folder, stdout=file, stderr=file, env=environment(), start_new_session=True
+        )
+
+
+def wait_for(condition, process, log, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended too early:\n{log.read_text()[-4000:]}"
+        assert time.monotonic() < end, f"waited in vain:\n{log.read_text()[-4000:]}"
+        time.sleep(0.2)
+
+
+def jobs(text):
+    """Return rule -> how often, from what a dry run prints."""
+    return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", text, re.MULTILINE) if m[1] != "total"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that a Ctrl-C stopped, that a kill -9 of everything stopped again, and that then went to its end."""
+    folder = checkout(tmp_path_factory.mktemp("pipeline"), TINY)
+    preprocessed = folder / "results" / "preprocessed" / "simulated"
+    models = folder / "results" / "models" / "simulated"
+    log = folder / "first.log"
+
+    first = start(folder, log)
+    wait_for(lambda: len(list(preprocessed.glob("sub-*/quality.json"))) >= 1, first, log)
+    os.kill(first.pid, signal.SIGINT)
+    first.wait(timeout=120)
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("results/cohorts/simulated/sub-*/truth.nii.gz")}
+
+    second = start(folder, folder / "second.log")
+    wait_for(lambda: list(models.glob(".resume/*/last.ckpt")), second, folder / "second.log")
+    os.killpg(second.pid, signal.SIGKILL)
+    second.wait()
+    kept = [path.parent.name for path in models.glob(".resume/*/last.ckpt")]
+
+    locked = snakemake(folder, succeeds=False)
+    snakemake(folder, "--unlock")
+    last = snakemake(folder)
+    return {"folder": folder, "done": done, "kept": kept, "locked": locked, "last": last}
+
+
+def test_after_ctrl_c_what_was_done_is_not_done_again(finished):
+    again = {path: path.stat().st_mtime_ns for path in finished["done"]}
+    assert again == finished["done"]
+
+
+def test_after_kill_9_the_message_says_how_to_go_on_and_the_training_goes_on(finished):
+    assert "--unlock" in finished["locked"]
+    assert finished["kept"], "no training had kept its state when it was killed"
+    logs = [path.read_text() for path in finished["folder"].glob("results/logs/train/simulated/*/seed1.log")]
+    assert len(logs) == 2
+    assert any(re.search(r"go(es|ing)? on|resum", text, re.IGNORECASE) for text in logs), logs
+    assert not list((finished["folder"] / "results/models/simulated/.resume").glob("*/last.ckpt"))
+
+
+def test_the_tables_are_there_and_hold_what_was_measured(finished):
+    results = finished["folder"] / "results"
+    table = pd.read_csv(results / "tables" / "comparison.csv").set_index("method")
+    assert list(table.index) == METHODS
+    assert (table["n"] == 2).all() and (table["failed"] == 0).all()
+    structures = pd.read_parquet(results / "scores" / "structures.parquet")
+    nearest = structures[(structures["labels"] == "nearest") & (structures["method"] == "syn")]
+    by_pair = nearest.groupby("moving")["dice"].mean()
+    assert table.loc["syn", "dice"] == pytest.approx(by_pair.mean(), abs=1e-9)
+    assert len(nearest) == 2 * 28
+    for suffix in ("csv", "md", "tex"):
+        assert (results / "tables" / f"comparison.{suffix}").stat().st_size > 200
+
+
+def test_affine_has_the_truths_own_length_as_its_endpoint_error(finished):
+    """No deformation errs by the whole true displacement, computed here from the files alone."""
+    import nibabel as nib
+
+    results = finished["folder"] / "results"
+    table = pd.read_csv(results / "tables" / "comparison.csv").set_index("method")
+    lengths = []
+    inside = np.asarray(nib.load(results / "preprocessed/simulated/template/image.nii.gz").dataobj) > 0
+    for path in sorted(results.glob("preprocessed/simulated/sub-*/truth.nii.gz")):
+        if path.parent.name in set(pd.read_csv(results / "scores" / "pairs.csv")["moving"]):
+            truth = np.asarray(nib.load(path).dataobj)[..., 0, :]
+            lengths.append(np.sqrt((truth**2).sum(-1))[inside].mean())
+    assert table.loc["affine", "endpoint_error"] == pytest.approx(np.mean(lengths), rel=0.05)
+    assert table.loc["syn", "endpoint_error"] < table.loc["affine", "endpoint_error"]
+    assert table.loc["syn", "dice"] > table.loc["affine", "dice"]
+    assert table.loc["affine", "nonpositive_jacobian_forward"] == 0
+
+
+def test_fields_are_gone_and_records_stay(finished):
+    registered = finished["folder"] / "results" / "registered" / "simulated"
+    assert not list(registered.glob("**/*.nii.gz"))
+    assert len(list(registered.glob("*/*/shard000.csv"))) == len(METHODS)
+
+
+def test_the_report_is_one_offline_page(finished):
+    page = (finished["folder"] / "results" / "report.html").read_text()
+    for word in ("comparison", "qualitative", "training curves", "Dice by structure"):
+        assert word in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", page)
+
+
+def test_there_is_nothing_left_to_do(finished):
+    assert "Nothing to be done" in snakemake(finished["folder"], "-n")
+
+
+def test_another_hyperparameter_reruns_that_method_only_and_says_why(finished):
+    changed = {**TINY, "settings": {**TINY["settings"], "syn": {"iterations": [11, 5, 0]}}}
+    write_config(finished["folder"], changed)
+    try:
+        text = snakemake(finished["folder"], "-n")
+    finally:
+        write_config(finished["folder"], TINY)
+    planned = jobs(text)
+    assert planned["register_classical"] == 1
+    assert not {"simulate_scan", "preprocess_simulated_scan", "train", "register_network"} & set(planned)
+    assert "Params have changed" in text
+
+
+def test_another_module_reruns_what_depends_on_it(finished):
+    folder = finished["folder"]
+    module = folder / "src" / "dmir" / "networks" / "caml.py"
+    before = module.read_text()
+    module.write_text(before + "\nCHANGED = True\n")
+    try:
+        planned = jobs(snakemake(folder, "-n"))
+    finally:
+        module.write_text(before)
+    assert planned["train"] == 1 and planned["register_network"] == 1
+    assert not {"simulate_scan", "preprocess_simulated_scan", "register_classical"} & set(planned)
+
+
+@pytest.mark.parametrize("stage", ["cohort", "preprocess", "train", "register", "evaluate", "report"])
+def test_every_stage_is_a_target(finished, stage):
+    assert "Nothing to be done" in snakemake(finished["folder"], f"{stage}_all", "-n") or stage == "register"
+
+
+def test_a_misspelt_key_ends_with_its_message_and_no_traceback(tmp_path):
+    folder = checkout(tmp_path, {**TINY, "metods": []})
+    began = time.monotonic()
+    text = snakemake(folder, "-n", succeeds=False)
+    assert "metods" in text and "Did you mean 'methods'?" in text and "Traceback" not in text
+    assert time.monotonic() - began < 60  # a bound on hanging, not a measurement
+
+
+def table_of_files(path, rows):
+    columns = ["scan", "subject", "split", "image", "labels"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real scans are not at {SHARED}")
+def test_real_scans_from_a_table_of_files(tmp_path):
+    """LPBA40 and OASIS as they are: native grids, other axes, 138 labels mapped to 28, another atlas each."""
+    lpba, oasis = SHARED / "lpba40", SHARED / "oasis_manual"
+    lpba_rows = [
+        (
+            s,
+            s,
+            split,
+            lpba / s / f"{s}.delineation.skullstripped.nii.gz",
+            lpba / s / f"{s}.delineation.structure.label.nii.gz",
+        )
+        for s, split in (("S01", "atlas"), ("S11", "train"), ("S12", "val"), ("S02", "test"), ("S03", "test"))
+    ]
+    oasis_rows = [
+        (s, s, split, oasis / s / f"{s}_T1w_brain.nii.gz", oasis / s / f"{s}_labels.nii.gz")
+        for s, split in (("1000", "atlas"), ("1001", "train"), ("1002", "val"), ("1003", "test"))
+    ]
+    configuration = {
+        "train_on": "oasis",
+        "test_on": ["oasis", "lpba40"],
+        "methods": ["affine", "syn"],
+        "grid": {"shape": [88, 104, 88], "spacing": 2.0},
+        "preprocess": {"skull_strip": "none"},
+        "cohorts": {
+            "lpba40": {"source": "table", "table": "lpba40.csv", "structures": "lpba56"},
+            "oasis": {
+                "source": "table",
+                "table": "oasis.csv",
+                "structures": "oasis28",
+                "label_map": "neuromorphometrics_to_oasis28",
+            },
+        },
+        "settings": {"syn": {"iterations": [40, 20, 0]}},
+    }
+    folder = checkout(tmp_path, configuration)
+    table_of_files(folder / "lpba40.csv", lpba_rows)
+    table_of_files(folder / "oasis.csv", oasis_rows)
+    snakemake(folder)
+    table = pd.read_csv(folder / "results/tables/comparison.csv").set_index(["cohort", "method"])
+    lpba_before, lpba_after = table.loc[("lpba40", "affine"), "dice"], table.loc[("lpba40", "syn"), "dice"]
+    assert 0.48 < lpba_before < 0.62  # .548 at 1 mm over nine scans
+    assert 0.62 < lpba_after < 0.75  # .72 at 1 mm
+    assert table.loc[("oasis", "syn"), "dice"] > table.loc[("oasis", "affine"), "dice"] + 0.05
+    assert table["endpoint_error"].isna().all()  # nobody knows the truth here
+    scores = pd.read_parquet(folder / "results/scores/structures.parquet")
+    assert scores[scores["cohort"] == "lpba40"]["structure"].nunique() == 56
+    assert scores[scores["cohort"] == "oasis"]["structure"].nunique() == 28
+    quality = json.loads((folder / "results/preprocessed/lpba40/S02/quality.json").read_text())
+    assert quality["mask_overlap"] > 0.9
+
+
+def test_a_missing_file_is_told_before_anything_runs(tmp_path):
+    configuration = {
+        "train_on": "mine",
+        "test_on": ["mine"],
+        "methods": ["affine"],
+        "cohorts": {"mine": {"source": "table", "table": "mine.csv", "structures": "lpba56"}},
+    }
+    folder = checkout(tmp_path, configuration)
+    table_of_files(
+        folder / "mine.csv", [("a", "a", "atlas", "a.nii.gz", "al.nii.gz"), ("b", "b", "test", "b.nii.gz", "bl.nii.gz")]
+    )
+    text = snakemake(folder, succeeds=False)
+    assert "a.nii.gz" in text and "Traceback" not in text and not (folder / "results" / "preprocessed").exists()
+
+
+def test_a_bad_scan_fails_with_its_own_message_and_the_others_go_on(tmp_path):
+    """One truncated volume among good ones: its name and what to do are on the terminal, not a traceback."""
+    generator = np.random.default_rng(0)
+    import nibabel as nib
+
+    rows = []
+    for name, split in (("atlas", "atlas"), ("good", "test"), ("cut", "test")):
+        data = np.zeros((40, 40, 40), np.float32)
+        data[8:32, 8:32, 8:32] = 50 + generator.random((24, 24, 24)) * 50
+        labels = np.zeros(data.shape, np.int16)
+        labels[10:20, 10:20, 10:20], labels[22:30, 22:30, 22:30] = 21, 22
+        for kind, volume in (("image", data), ("labels", labels)):
+            nib.save(nib.Nifti1Image(volume, np.diag([4, 4, 4, 1])), tmp_path / f"{name}_{kind}.nii.gz")
+        rows.append((name, name, split, tmp_path / f"{name}_image.nii.gz", tmp_path / f"{name}_labels.nii.gz"))
+    cut = tmp_path / "cut_image.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:1500])
+    configuration = {
+        "train_on": "mine",
+        "test_on": ["mine"],
+        "methods": ["affine"],
+        "grid": {"shape": [32, 32, 32], "spacing": 4.0},
+        "preprocess": {"skull_strip": "none", "bias_correction": False, "affine": False},
+        "cohorts": {"mine": {"source": "table", "table": "mine.csv", "structures": "lpba56"}},
+    }
+    folder = checkout(tmp_path / "run", configuration) if (tmp_path / "run").mkdir() is None else None
+    table_of_files(folder / "mine.csv", rows)
+    text = snakemake(folder, "preprocess_all", succeeds=False)
+    assert "cut_image.nii.gz" in text and "cannot be read" in text and "Traceback" not in text
+    assert (folder / "results/preprocessed/mine/good/image.nii.gz").is_file()
+    assert not (folder / "results/preprocessed/mine/cut/image.nii.gz").exists()

@@ -1,0 +1,15 @@
+"""Draw Dice against folding."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import pandas as pd
+
+    from dmir.report.style import save_figure
+    from dmir.report.tradeoffs import dice_against_folding
+
+    table = pd.read_csv(snakemake.input.table)
+    table = table[table["cohort"] == snakemake.wildcards.cohort]
+    save_figure(dice_against_folding(table), Path(snakemake.output.png).with_suffix(""))

@@ -1,0 +1,17 @@
+"""Compare the methods structure by structure."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import pandas as pd
+
+    from dmir.report.tables import structure_scores
+    from dmir.report.writing import write_table
+
+    scores = pd.read_parquet(snakemake.input.structures)
+    scores = scores[scores["cohort"] == snakemake.wildcards.cohort]
+    table = structure_scores(scores, snakemake.params.methods, labels=snakemake.params.labels)
+    caption = f"Dice by structure, {snakemake.wildcards.cohort} ({snakemake.params.labels} labels)."
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption)

@@ -1,0 +1,26 @@
+"""Score the fields of a shard of pairs; a pair that failed keeps its reason."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import torch
+
+    torch.set_num_threads(snakemake.threads)
+    from dmir.metrics.files import score_shard
+    from dmir.volumes import atomic_path
+
+    files = snakemake.input
+    structures, pairs = score_shard(
+        files.records,
+        fields=files.fields,
+        moving_labels={Path(path).parent.name: path for path in files.moving_labels},
+        fixed_labels=files.fixed_labels,
+        truths={Path(path).parent.name: path for path in files.truths},
+        structures=snakemake.params.structures,
+        interpolations=snakemake.params.interpolations,
+    )
+    for table, output in ((structures, snakemake.output.structures), (pairs, snakemake.output.pairs)):
+        with atomic_path(output) as path:
+            table.to_parquet(path, index=False)
