@@ -375,7 +375,7 @@ def report_files():
         f"{results}/scores/pairs.csv",
         *(f"{results}/preprocessed/{cohort}/quality.csv" for cohort in used_cohorts),
         *(
-            f"{results}/tables/{table}.csv"
+            f"{results}/tables/{table}.html"
             for table in ["comparison", *structure_tables()]
         ),
         *(f"{results}/figures/{figure}.svg" for figure in figures()),

@@ -3,12 +3,13 @@ rule comparison_table:
         structures="<results>/scores/structures.parquet",
         pairs="<results>/scores/pairs.parquet",
     output:
-        csv=report(
-            "<results>/tables/comparison.csv",
+        html=report(
+            "<results>/tables/comparison.html",
             category="Tables",
             labels={"table": "comparison of all methods"},
             caption="../workflow/report/comparison.rst",
         ),
+        csv="<results>/tables/comparison.csv",
         md="<results>/tables/comparison.md",
         tex="<results>/tables/comparison.tex",
     log:
@@ -33,12 +34,13 @@ rule structure_table:
     input:
         table=structure_set_file,
     output:
-        csv=report(
-            "<results>/tables/structures_{cohort}.csv",
+        html=report(
+            "<results>/tables/structures_{cohort}.html",
             category="Tables",
             labels={"table": "structures", "cohort": "{cohort}"},
             caption="../workflow/report/structures.rst",
         ),
+        csv="<results>/tables/structures_{cohort}.csv",
         md="<results>/tables/structures_{cohort}.md",
         tex="<results>/tables/structures_{cohort}.tex",
     log:
@@ -62,12 +64,13 @@ rule dice_by_structure_table:
     input:
         structures="<results>/scores/structures.parquet",
     output:
-        csv=report(
-            "<results>/tables/dice_by_structure_{cohort}.csv",
+        html=report(
+            "<results>/tables/dice_by_structure_{cohort}.html",
             category="Tables",
             labels={"table": "Dice by structure", "cohort": "{cohort}"},
             caption="../workflow/report/dice_by_structure.rst",
         ),
+        csv="<results>/tables/dice_by_structure_{cohort}.csv",
         md="<results>/tables/dice_by_structure_{cohort}.md",
         tex="<results>/tables/dice_by_structure_{cohort}.tex",
     log:

@@ -1,6 +1,9 @@
 """The configuration: every mistake is found at once, named by its key, with a suggestion."""
 
 import copy
+import dataclasses
+import importlib
+import inspect
 import json
 from pathlib import Path
 
@@ -10,7 +13,10 @@ import yaml
 from dmir.cli import main
 from dmir.config import ConfigError, Network, parse_config, read_config
 from dmir.config.documents import json_schema, readme
+from dmir.config.models import METHOD_MODELS, Preprocess, Training
 from dmir.networks import hyperparameter_names, network_names
+from dmir.preprocess import preprocess_scan
+from dmir.training import TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
@@ -83,7 +89,7 @@ def test_a_methods_training_is_the_common_one_and_its_own():
     values = copy.deepcopy(DEFAULT)
     values["settings"]["caml_long"] = {"algorithm": "caml", "training": {"steps": 7}}
     configuration = parse_config(values)
-    own, common = configuration.method("caml_long"), configuration.method("voxelmorph")
+    own, common = configuration.method("caml_long"), configuration.method("caml")
     assert isinstance(own, Network) and isinstance(common, Network)
     assert own.training["steps"] == 7
     assert own.training["learning_rate"] == common.training["learning_rate"] == DEFAULT["training"]["learning_rate"]
@@ -99,6 +105,25 @@ def test_generated_documents_are_in_step():
     assert (ROOT / "config" / "config.schema.json").read_text() == json_schema(), "run `dmir docs`"
     assert (ROOT / "config" / "README.md").read_text() == readme(), "run `dmir docs`"
     assert json.loads(json_schema())["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("name", ["syn", "elastix"])
+def test_settings_of_a_classical_method_are_its_parameters_with_the_same_defaults(name):
+    register = importlib.import_module(f"dmir.methods.{name}").register
+    keywords = {p.name: p.default for p in inspect.signature(register).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    fields = {key: field.default for key, field in METHOD_MODELS[name].model_fields.items() if key != "algorithm"}
+    assert {key: _plain(value) for key, value in fields.items()} == {key: _plain(v) for key, v in keywords.items()}
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_training_and_preprocessing_settings_are_parameters_of_the_library():
+    training = {field.name for field in dataclasses.fields(TrainingSettings)} - {"seed"}
+    assert set(Training.model_fields) == training
+    keywords = set(inspect.signature(preprocess_scan).parameters) - {"image", "labels", "mask", "atlas", "where"}
+    assert set(Preprocess.model_fields) == keywords
 
 
 def test_the_default_networks_can_be_built():

@@ -71,10 +71,21 @@ def snakemake(folder, *arguments, succeeds=True):
     return text
 
 
+def hear_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
+
+
 def start(folder, log):
+    """Start a run in a process group of its own, as a terminal does."""
     with log.open("wb") as file:
         return subprocess.Popen(
-            command(), cwd=folder, stdout=file, stderr=file, env=environment(), start_new_session=True
+            command(),
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            env=environment(),
+            start_new_session=True,
+            preexec_fn=hear_ctrl_c,
         )
 
 
@@ -101,8 +112,8 @@ def finished(tmp_path_factory):
 
     first = start(folder, log)
     wait_for(lambda: len(list(preprocessed.glob("sub-*/quality.json"))) >= 1, first, log)
-    os.kill(first.pid, signal.SIGINT)
-    first.wait(timeout=120)
+    os.killpg(first.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the jobs as well
+    first.wait(timeout=240)
     done = {path: path.stat().st_mtime_ns for path in folder.glob("results/cohorts/simulated/sub-*/truth.nii.gz")}
 
     second = start(folder, folder / "second.log")

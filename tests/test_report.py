@@ -282,7 +282,7 @@ def comparison() -> pd.DataFrame:
 
 
 def test_tex_marks_best_and_second_within_each_cohort(comparison, tmp_path):
-    csv, md, tex = write_table(comparison, tmp_path / "t", caption="50 % of a_b", note="R&D")
+    csv, md, tex, _ = write_table(comparison, tmp_path / "t", caption="50 % of a_b", note="R&D")
     assert (csv.name, md.name, tex.name) == ("t.csv", "t.md", "t.tex")
     text = tex.read_text()
     rows = [line for line in text.splitlines() if re.match(r"c[12] &", line)]
@@ -310,7 +310,7 @@ def test_tex_escapes_what_tex_would_interpret():
 
 
 def test_markdown_parses_back_to_the_rounded_numbers(comparison, tmp_path):
-    _, md, _ = write_table(comparison, tmp_path / "t", caption="Caption.", note="Note.")
+    _, md, _, _ = write_table(comparison, tmp_path / "t", caption="Caption.", note="Note.")
     lines = [line for line in md.read_text().splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1  # aligned
     cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
@@ -335,7 +335,7 @@ def test_markdown_parses_back_to_the_rounded_numbers(comparison, tmp_path):
 
 def test_csv_keeps_full_precision(comparison, tmp_path):
     comparison["dice"] += np.pi / 1e9
-    csv, _, _ = write_table(comparison, tmp_path / "t")
+    csv, _, _, _ = write_table(comparison, tmp_path / "t")
     with csv.open() as file:
         rows = list(DictReader(file))
     assert [float(row["dice"]) for row in rows] == comparison["dice"].tolist()
@@ -344,7 +344,7 @@ def test_csv_keeps_full_precision(comparison, tmp_path):
 
 
 def test_the_terminal_table_survives_the_csv(comparison, tmp_path):
-    csv, _, _ = write_table(comparison, tmp_path / "t")
+    csv, _, _, _ = write_table(comparison, tmp_path / "t")
     text = format_for_terminal(pd.read_csv(csv))
     assert text == format_for_terminal(comparison)
     assert max(map(len, text.splitlines())) <= 110
@@ -367,7 +367,7 @@ def test_structures_by_method_rank_along_rows(two_methods, tmp_path):
     assert list(table["n"]) == [2, 2]
     assert table["affine_sd"].tolist() == pytest.approx([0.2 / np.sqrt(2)] * 2)
     table["voxelmorph"] = [0.7, 0.8]
-    _, _, tex = write_table(table, tmp_path / "t")
+    _, _, tex, _ = write_table(table, tmp_path / "t")
     rows = [line for line in tex.read_text().splitlines() if line.startswith("c1 &")]
     assert r"\textbf{0.700}" in rows[0]
     assert r"\underline{0.600 $\pm$" in rows[0]
@@ -741,3 +741,10 @@ def test_captions_render_without_complaint(path):
     if path.stem == "workflow":
         assert "This run compares syn, caml" in text
         assert "on oasis, lpba40" in text
+
+
+def test_html_holds_the_cells_and_executes_nothing(tmp_path):
+    table = pd.DataFrame({"cohort": ["c"] * 2, "method": ["<script>x</script>", "syn"], "dice": [0.5, 0.75]})
+    page = write_table(table, tmp_path / "t", caption="A & B")[3].read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "A &amp; B" in page
+    assert "<b>0.750</b>" in page and "0.500" in page

@@ -1,4 +1,4 @@
-"""Print the workflow's rule graph as the README shows it: `snakemake --rulegraph mermaid-js`, by names, left to right."""
+"""Print the rule graph as the README shows it: `snakemake --rulegraph mermaid-js` by names, left to right."""
 
 import re
 import subprocess

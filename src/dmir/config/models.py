@@ -146,37 +146,43 @@ class Syn(Model):
     metric: Literal["CC", "mattes", "meansquares"] = "CC"
     """Similarity: cross-correlation, mutual information or mean squares."""
     radius: Annotated[int, Field(ge=1)] = 2
-    """Radius of the window of `CC` in voxels (for `mattes`, see `bins`)."""
+    """Radius of the window of `CC` in voxels."""
     bins: Annotated[int, Field(ge=8)] = 32
     """Histogram bins of `mattes`."""
-    iterations: list[Annotated[int, Field(ge=0)]] = [40, 20, 10]
+    iterations: list[Annotated[int, Field(ge=0)]] = [40, 20, 2]
     """Iterations a level, from the coarsest to full resolution."""
-    gradient_step: Positive = 0.2
+    gradient_step: Positive = 0.3
     """Length of a step."""
     flow_sigma: Annotated[float, Field(ge=0)] = 3.0
     """Smoothing of the update field."""
     total_sigma: Annotated[float, Field(ge=0)] = 0.0
     """Smoothing of the total field."""
+    mask_margin: Annotated[int, Field(ge=0)] | None = 2
+    """The metric is computed within the fixed brain and so many voxels round it; none: everywhere."""
+    single_precision: bool = False
+    """Compute in float32 instead of float64."""
     seed: int = 1
+    """Of ITK's random numbers."""
 
 
 class Elastix(Model):
     """Elastix (Klein et al. 2010): free-form B-splines."""
 
     algorithm: Literal["elastix"]
-    metric: Literal["mutual_information", "normalised_correlation"] = "mutual_information"
+    metric: Literal["normalised_correlation", "mutual_information"] = "normalised_correlation"
     """Similarity."""
     final_grid_spacing: Positive = 10.0
     """Spacing of the control points in mm at the finest level."""
     resolutions: Annotated[int, Field(ge=1, le=8)] = 4
     """Levels."""
-    iterations: Annotated[int, Field(ge=1)] = 256
+    iterations: Annotated[int, Field(ge=1)] = 150
     """Iterations a level."""
     samples: Annotated[int, Field(ge=100)] = 2048
     """Random samples an iteration."""
     bending_energy: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the bending energy of the field."""
     seed: int = 1
+    """Of the random samples."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Its result depends on the number of threads, so that this is a parameter and not a resource."""
 

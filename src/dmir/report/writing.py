@@ -1,7 +1,8 @@
-"""Tables on disk and on the terminal: CSV, Markdown, LaTeX and plain text."""
+"""Tables on disk and on the terminal: CSV, Markdown, LaTeX, HTML and plain text."""
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,11 @@ TERMINAL_COLUMNS = (
     "nondiffeomorphic_volume",
     "endpoint_error",
     "seconds",
+)
+STYLE = (
+    "body{font:15px sans-serif;margin:1.5em;background:#fff;color:#111}table{border-collapse:collapse}"
+    "th,td{padding:.35em .8em;border-bottom:1px solid #ccc;white-space:nowrap}th{border-bottom:2px solid #333}"
+    "tr:hover td{background:#f2f2f2}.right{text-align:right}.left{text-align:left}p{max-width:60em}"
 )
 TEX = {
     "\\": r"\textbackslash{}",
@@ -102,6 +108,28 @@ def to_tex(sheet: Sheet, caption: str = "", note: str = "", label: str = "") -> 
     return "\n".join([*lines, r"\end{table*}", ""])
 
 
+def to_html(sheet: Sheet, caption: str = "", note: str = "") -> str:
+    """Return a page of its own with the table: the best of each group in bold, the second underlined."""
+    tags: dict[Mark, str] = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
+    sides = ["right" if numeric else "left" for numeric in sheet.numeric]
+
+    def line(tag: str, texts: list[str]) -> str:
+        return "<tr>" + "".join(f'<{tag} class="{s}">{t}</{tag}>' for s, t in zip(sides, texts, strict=True)) + "</tr>"
+
+    rows = [
+        line("td", [tags[mark].format(escape(text)) for text, mark in zip(texts, marks, strict=True)])
+        for texts, marks in zip(sheet.cells, sheet.marks, strict=True)
+    ]
+    notes = "".join(f"<p>{escape(part)}</p>" for part in note.split("\n\n") if part)
+    head = line("th", [escape(header) for header in sheet.headers])
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(caption)}</title>'
+        f"<style>{STYLE}</style></head><body>\n<p>{escape(caption)}</p>\n<table><thead>{head}</thead>\n<tbody>\n"
+        + "\n".join(rows)
+        + f"\n</tbody></table>\n{notes}</body></html>\n"
+    )
+
+
 def _stacked(header: str, numeric: bool) -> str:
     """Break a header at its commas, so that the numbers and not their headers make a column wide."""
     lines = r"\\".join(tex_escape(line) for line in header.split(", "))
@@ -111,7 +139,7 @@ def _stacked(header: str, numeric: bool) -> str:
 def write_table(
     table: pd.DataFrame, path: str | Path, caption: str = "", note: str = "", *, across: bool | None = None
 ) -> list[Path]:
-    """Write a table as .csv (full precision), .md and .tex (rounded), each all at once.
+    """Write a table as .csv (full precision), .md, .tex and .html (rounded), each all at once.
 
     Parameters
     ----------
@@ -128,7 +156,7 @@ def write_table(
     Returns
     -------
     list of Path
-        The three files.
+        The four files, in this order.
     """
     path = Path(path)
     across = bool(table.attrs.get("across", False)) if across is None else across
@@ -138,6 +166,7 @@ def write_table(
         ".csv": table.to_csv(index=False, lineterminator="\n"),
         ".md": to_markdown(sheet, caption, note),
         ".tex": to_tex(sheet, caption, note, label=path.name),
+        ".html": to_html(sheet, caption, note),
     }
     written = []
     for suffix, text in texts.items():

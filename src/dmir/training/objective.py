@@ -118,7 +118,7 @@ def arithmetic(precision: str, deterministic: bool = False) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
         torch.use_deterministic_algorithms(True, warn_only=True)
     # with those algorithms torch also fills each new tensor, for nothing: none is read before it is written
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:

@@ -1,0 +1,211 @@
+"""Layers that networks share: convolutions, residual blocks, gates, and going up and down a level.
+
+Two layouts are used. A *volume* is (B, C, D, H, W), what convolutions take. *Tokens* are (B, D, H, W, C), what linear
+layers and attention take. Each is a view of the other: tokens lie in memory as a volume in ``channels_last_3d`` does,
+the layout in which convolutions are fastest on CPUs, so that nothing is copied on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dmir.errors import InputError
+
+SLOPE = 0.2  # of LeakyReLU below zero, VoxelMorph's
+
+
+def to_tokens(volume: torch.Tensor) -> torch.Tensor:
+    """View a volume (B, C, D, H, W) as tokens (B, D, H, W, C)."""
+    return volume.movedim(1, -1)
+
+
+def to_volume(tokens: torch.Tensor) -> torch.Tensor:
+    """View tokens (B, D, H, W, C) as a volume (B, C, D, H, W)."""
+    return tokens.movedim(-1, 1)
+
+
+def pad_to_multiple(volume: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Add zeros at the far end of each spatial axis until a multiple of ``multiple`` is reached."""
+    missing = [-n % multiple for n in volume.shape[2:]]
+    if not any(missing):
+        return volume
+    return F.pad(volume, [0, missing[2], 0, missing[1], 0, missing[0]])
+
+
+def crop(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Cut the far end of each spatial axis off: what :func:`pad_to_multiple` added."""
+    depth, height, width = shape
+    return volume[:, :, :depth, :height, :width]
+
+
+def fastest_layout(volume: torch.Tensor) -> torch.Tensor:
+    """Lay a volume out as the convolutions that follow are fastest: channels last on CPUs and in reduced precision.
+
+    Convolutions pass a layout on, but images of one channel have none to begin with, and torch's own convolution of
+    small volumes forgets it.
+    """
+    if volume.device.type == "cpu" or torch.is_autocast_enabled(volume.device.type):
+        return volume.contiguous(memory_format=torch.channels_last_3d)
+    return volume
+
+
+def require_pair(moving: torch.Tensor, fixed: torch.Tensor) -> None:
+    """Refuse what is no pair of batches of one-channel volumes on one grid."""
+    if moving.shape != fixed.shape or moving.ndim != 5 or moving.shape[1] != 1:
+        raise InputError(
+            "network(moving, fixed)",
+            found=f"shapes {tuple(moving.shape)} and {tuple(fixed.shape)}",
+            expected="two equal shapes (B, 1, D, H, W)",
+        )
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution 3x3x3 and LeakyReLU.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Of the volume.
+    stride
+        2 halves the grid: n voxels become ceil(n / 2).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)."""
+        return F.leaky_relu(fastest_layout(self.convolution(volume)), SLOPE, inplace=True)
+
+
+class UpsamplingBlock(nn.Module):
+    """Nearest-neighbour upsampling by two, concatenation with a finer volume, convolution 3x3x3, LeakyReLU.
+
+    The upsampled volume and the concatenation are never made. Convolution is linear in its input channels, so the two
+    parts are convolved apart and added; and repeating each voxel 2x2x2 times before a convolution 3x3x3 is one
+    transposed convolution 4x4x4 of stride 2, whose 8 products a voxel replace 27. The numbers are the same.
+
+    Parameters
+    ----------
+    coarse_channels, fine_channels, out_channels
+        Of the volume that is upsampled, of the finer one, and of the result.
+    """
+
+    def __init__(self, coarse_channels: int, fine_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.coarse_channels = coarse_channels
+        self.convolution = nn.Conv3d(coarse_channels + fine_channels, out_channels, 3, padding=1)
+
+    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
+        """(B, coarse_channels, d, h, w) and (B, fine_channels, D, H, W), D <= 2d, -> (B, out_channels, D, H, W)."""
+        weight = self.convolution.weight
+        upsampled = F.conv_transpose3d(
+            coarse, self._transposed_weight(weight[:, : self.coarse_channels]), stride=2, padding=1
+        )
+        volume = F.conv3d(fine, weight[:, self.coarse_channels :], self.convolution.bias, padding=1)
+        volume += crop(upsampled, fine.shape[2:])  # in place: at full resolution these are the largest tensors
+        return F.leaky_relu(fastest_layout(volume), SLOPE, inplace=True)
+
+    @staticmethod
+    def _transposed_weight(weight: torch.Tensor) -> torch.Tensor:
+        kernel = weight.transpose(0, 1).flip(2, 3, 4)  # a transposed convolution scatters: mirrored kernel
+        for axis in range(3):  # convolved with the box 1, 1 that repetition is, along each axis
+            before = [0, 0] * (2 - axis) + [1, 0]
+            after = [0, 0] * (2 - axis) + [0, 1]
+            kernel = F.pad(kernel, before) + F.pad(kernel, after)
+        return kernel
+
+
+class ResidualBlock(nn.Module):
+    """x + convolution(LeakyReLU(convolution(x))), both 3x3x3 (He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ConvolutionBlock(channels, channels)
+        self.second = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(B, channels, D, H, W) -> the same shape."""
+        return volume + self.second(self.first(volume))
+
+
+class AttentionGate(nn.Module):
+    """Additive attention gate (Oktay et al. 2018, equations 1 and 2): each token is scaled by a number in (0, 1).
+
+    Parameters
+    ----------
+    channels
+        Of the gated and of the gating tokens.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 2, 1)
+        self.of_gated = nn.Linear(channels, hidden)
+        self.of_gating = nn.Linear(channels, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, gated: torch.Tensor, gating: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W, channels) twice -> the first, scaled."""
+        score = self.score(F.relu(self.of_gated(gated) + self.of_gating(gating)))
+        return gated * torch.sigmoid(score)
+
+
+class PatchMerging(nn.Module):
+    """Down a level: each 2x2x2 tokens become one of ``out_channels``, then layer normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv3d(in_channels, out_channels, 2, stride=2)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, D, H, W) -> tokens (B, ceil(D/2), ceil(H/2), ceil(W/2), out_channels)."""
+        return self.norm(to_tokens(self.reduction(pad_to_multiple(volume, 2))))
+
+
+class PatchExpanding(nn.Module):
+    """Up a level: each token becomes 2x2x2 of ``out_channels``, then layer normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.expansion = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, tokens: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """Tokens (B, d, h, w, in_channels) -> tokens (B, *shape, out_channels), D = 2d or 2d - 1."""
+        return self.norm(to_tokens(crop(self.expansion(to_volume(tokens)), shape)))
+
+
+class MultilayerPerceptron(nn.Module):
+    """Linear, GELU, linear, on each token."""
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        hidden = max(round(channels * ratio), 1)
+        self.widen = nn.Linear(channels, hidden)
+        self.narrow = nn.Linear(hidden, channels)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., channels) -> the same shape."""
+        return self.narrow(F.gelu(self.widen(tokens)))
+
+
+class DisplacementHead(nn.Conv3d):
+    """Convolution 3x3x3 to three components, with weights from N(0, 1e-5): training starts at the identity."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, 3, 3, padding=1)
+        nn.init.normal_(self.weight, std=1e-5)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, D, H, W) -> (B, 3, D, H, W), float32 at least, laid out as warping and resizing like it."""
+        field = super().forward(volume)
+        return field.to(torch.promote_types(field.dtype, torch.float32)).contiguous()

@@ -1,0 +1,344 @@
+"""The methods: the truth found, and agreement with ANTs and elastix themselves, on an oblique anisotropic grid."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from dmir.errors import DmirError, InputError
+from dmir.fields import integrate, load_field, onto_moving_grid, save_field, warp
+from dmir.methods import ALGORITHMS, describe, elastix, isolated, register
+from dmir.methods.isolated import register_isolated, register_pairs
+from dmir.volumes import Volume, read_image, reorient, write_volume
+
+SHAPE = (48, 40, 44)
+SYN = {"iterations": (40, 20, 2)}
+SHORT_SYN = {"iterations": (5, 2, 0)}
+ELASTIX = {"final_grid_spacing": 12.0, "resolutions": 3, "iterations": 60, "bending_energy": 0.1}
+SHORT_ELASTIX = {"final_grid_spacing": 16.0, "resolutions": 2, "iterations": 10}
+
+
+def oblique_affine():
+    """Axes left, inferior, anterior; anisotropic; turned by 12 and 8 degrees."""
+    a, b = np.deg2rad([12, 8])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.array([[-2.0, 0, 0], [0, 0, 2.4], [0, -1.6, 0]])
+    affine[:3, 3] = (31, -12, 7)
+    return affine
+
+
+def waves(sigma, seed):
+    noise = gaussian_filter(np.random.default_rng(seed).standard_normal(SHAPE), sigma, mode="constant")
+    return (noise / noise.std()).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A textured ball warped by exp(v), the ball, and exp(-v), which takes the first back onto the second."""
+    axes = np.meshgrid(*((np.arange(n) - (n - 1) / 2) / (n / 2 - 4) for n in SHAPE), indexing="ij")
+    radius = np.sqrt(sum(x**2 for x in axes))
+    texture = np.clip(0.55 + 0.18 * waves(2.0, 1) + 0.1 * waves(4.0, 2), 0.1, 1.0)
+    fixed = np.where(radius < 1, texture, 0).astype(np.float32)
+    velocity = np.stack([waves(6.0, 10 + k) for k in range(3)]) * np.clip(1.2 - radius, 0, 0.5) * 3
+    velocity = torch.from_numpy(velocity.astype(np.float32))[None]
+    moving = warp(torch.from_numpy(fixed)[None, None], integrate(velocity))[0, 0].numpy()
+    affine = oblique_affine()
+    return Volume(moving, affine), Volume(fixed, affine), integrate(-velocity)[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def files(pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    for name, volume in zip(("moving", "fixed"), pair, strict=False):
+        write_volume(folder / f"{name}.nii.gz", volume)
+    return folder / "moving.nii.gz", folder / "fixed.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def syn_run(pair):
+    """The field of SyN, and the moving image as ANTs itself warped it in that very run."""
+    import ants
+
+    results = []
+    original = ants.registration
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ants, "registration", lambda *a, **k: results.append(original(*a, **k)) or results[-1])
+        displacement = register(*pair[:2], method="syn", **SYN)
+    return displacement, results[0]["warpedmovout"].numpy()
+
+
+@pytest.fixture(scope="module")
+def elastix_run(pair):
+    """The field of elastix, and the moving image as transformix itself warps it by that very transform."""
+    import itk
+    from itk.itkTransformixFilterPython import itkTransformixFilterIF3
+
+    calls = []
+    original = elastix._deformation_field
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elastix, "_deformation_field", lambda *a: calls.append(a) or original(*a))
+        displacement = register(*pair[:2], method="elastix", **ELASTIX)
+    moving, transform, _ = calls[0]
+    transform.SetParameter(0, "ResampleInterpolator", "FinalLinearInterpolator")
+    transformix = itkTransformixFilterIF3.New()
+    transformix.SetMovingImage(moving)
+    transformix.SetTransformParameterObject(transform)
+    transformix.UpdateLargestPossibleRegion()
+    return displacement, itk.array_from_image(transformix.GetOutput()).T
+
+
+def warped(volume, displacement):
+    return warp(torch.from_numpy(volume.data)[None, None], torch.from_numpy(displacement)[None])[0, 0].numpy()
+
+
+def endpoint_errors(displacement, pair):
+    _, fixed, truth = pair
+    return np.sqrt(((displacement - truth) ** 2).sum(0))[fixed.data > 0]
+
+
+@pytest.mark.parametrize("run", ["syn_run", "elastix_run"])
+def test_the_true_field_is_found(run, pair, request):
+    displacement, _ = request.getfixturevalue(run)
+    assert displacement.shape == (3, *SHAPE)
+    assert displacement.dtype == np.float32
+    before = endpoint_errors(np.zeros_like(displacement), pair)
+    after = endpoint_errors(displacement, pair)
+    assert before.mean() > 1.5
+    assert after.mean() < 0.6  # a flipped, permuted or unscaled component is above 1
+    assert np.percentile(after, 95) < 1.2
+
+
+@pytest.mark.parametrize("run", ["syn_run", "elastix_run"])
+def test_our_warp_equals_the_methods_own(run, pair, request):
+    displacement, own = request.getfixturevalue(run)
+    np.testing.assert_allclose(warped(pair[0], displacement), own, atol=1e-4)
+
+
+@pytest.mark.parametrize("run", ["syn_run", "elastix_run"])
+def test_ants_reads_the_saved_field(run, pair, request, tmp_path):
+    import ants
+
+    displacement, _ = request.getfixturevalue(run)
+    moving, fixed, _ = pair
+    path = tmp_path / "field.nii.gz"
+    save_field(path, displacement, fixed.affine)
+    np.testing.assert_allclose(load_field(path)[0], displacement, atol=1e-5)
+    for name, volume in (("m", moving), ("f", fixed)):
+        nib.save(nib.Nifti1Image(volume.data, volume.affine), tmp_path / f"{name}.nii.gz")
+    images = [ants.image_read(str(tmp_path / f"{name}.nii.gz")) for name in "fm"]
+    theirs = ants.apply_transforms(*images, [str(path)], interpolator="linear").numpy()
+    np.testing.assert_allclose(warped(moving, displacement), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("syn", SHORT_SYN), ("elastix", SHORT_ELASTIX)])
+def test_only_the_place_in_the_world_of_the_moving_image_counts(method, parameters, pair):
+    moving, fixed, _ = pair
+    elsewhere = reorient(moving, "ASR")
+    assert elsewhere.shape != moving.shape
+    displacement = register(moving, fixed, method, **parameters)
+    other = register(elsewhere, fixed, method, **parameters)
+    assert np.abs(displacement).max() > 0.5
+    # not equal: interpolation rounds otherwise along other axes, and elastix's random descent makes more of it
+    assert np.linalg.norm(other - displacement) < 0.05 * np.linalg.norm(displacement)
+    sampling = onto_moving_grid(other, fixed.affine, elsewhere.affine)
+    np.testing.assert_allclose(warped(elsewhere, sampling), warped(moving, other), atol=1e-4)
+
+
+def test_syn_is_the_same_on_every_run_and_with_any_number_of_threads(files, tmp_path):
+    moving, fixed = map(read_image, files)
+    first = register(moving, fixed, method="syn", **SHORT_SYN)
+    assert np.array_equal(first, register(moving, fixed, method="syn", **SHORT_SYN))
+    record = register_isolated(*files, tmp_path / "isolated.nii.gz", "syn", SHORT_SYN, threads=2, timeout=300)
+    assert (record["status"], record["reason"], record["threads"], record["device"]) == ("ok", "", 2, "cpu")
+    assert 0 < record["seconds"] < 300
+    assert record["read_seconds"] > 0
+    assert record["write_seconds"] > 0
+    assert record["peak_memory_mb"] > 50
+    save_field(tmp_path / "first.nii.gz", first, fixed.affine)
+    assert np.array_equal(load_field(tmp_path / "isolated.nii.gz")[0], load_field(tmp_path / "first.nii.gz")[0])
+
+
+def test_elastix_depends_on_seed_and_threads_alone(pair):
+    fields = {
+        (seed, threads, run): register(*pair[:2], "elastix", **SHORT_ELASTIX, seed=seed, threads=threads)
+        for seed, threads, run in ((1, 1, 0), (1, 2, 0), (1, 1, 1), (2, 1, 0))
+    }
+    assert np.array_equal(fields[1, 1, 0], fields[1, 1, 1])  # also after a run with other threads
+    assert not np.array_equal(fields[1, 1, 0], fields[2, 1, 0])
+    assert np.abs(fields[1, 1, 0] - fields[1, 2, 0]).max() < 0.5
+
+
+def test_nothing_is_left_behind(pair, tmp_path, monkeypatch):
+    work, temporary = tmp_path / "work", tmp_path / "temporary"
+    work.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    register(*pair[:2], method="elastix", **(SHORT_ELASTIX | {"iterations": 1, "resolutions": 1}))
+    register(*pair[:2], method="syn", metric="meansquares", iterations=(1, 0))
+    assert [*work.iterdir(), *temporary.iterdir()] == []
+
+
+def test_the_metrics_of_both_methods_are_distinct(pair):
+    syn = [register(*pair[:2], "syn", metric=metric, iterations=(3, 0)) for metric in ("mattes", "meansquares")]
+    free = [
+        register(*pair[:2], "elastix", metric=metric, final_grid_spacing=16.0, resolutions=1, iterations=5)
+        for metric in elastix.METRICS
+    ]
+    for one, other in (syn, free):
+        assert np.abs(one - other).max() > 1e-3
+
+
+def test_affine_is_the_zero_field(pair):
+    displacement = register(*pair[:2], method="affine")
+    assert displacement.shape == (3, *SHAPE)
+    assert displacement.dtype == np.float32
+    assert not displacement.any()
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "words"),
+    [
+        ("sny", {}, "Did you mean 'syn'?"),
+        ("voxelmorf", {}, "Did you mean 'voxelmorph'?"),
+        ("voxelmorph", {}, "without weights"),
+        ("missing.safetensors", {}, "missing.safetensors"),
+        ("syn", {"iteration": (1,)}, "Did you mean 'iterations'?"),
+        ("syn", {"metric": "cc"}, "CC"),
+        ("syn", {"iterations": (0, 0)}, "not all of them 0"),
+        ("elastix", {"metric": "normalized_correlation"}, "Did you mean 'normalised_correlation'?"),
+        ("affine", {"seed": 1}, "no parameters"),
+    ],
+)
+def test_a_mistake_is_named(method, parameters, words, pair):
+    with pytest.raises(InputError) as error:
+        register(*pair[:2], method=method, **parameters)
+    assert words in str(error.value)
+
+
+def test_a_sheared_grid_is_refused(pair):
+    moving, fixed, _ = pair
+    sheared = fixed.affine.copy()
+    sheared[:3, 1] += 0.2 * sheared[:3, 0]
+    for method in ("syn", "elastix"):
+        with pytest.raises(InputError, match=r"the fixed image.*right angles"):
+            register(moving, Volume(fixed.data, sheared), method)
+
+
+def test_a_pair_without_overlap_fails_with_a_reason(pair):
+    moving, fixed, _ = pair
+    far = moving.affine.copy()
+    far[0, 3] += 900
+    with pytest.raises(DmirError, match="elastix failed"):
+        register(Volume(moving.data, far), fixed, "elastix", **SHORT_ELASTIX)
+
+
+def test_a_description_names_every_parameter():
+    words = describe("syn", iterations=(9, 8), radius=3)
+    assert words.startswith("syn(metric='CC', radius=3, ")
+    assert "iterations=[9, 8]" in words
+    assert "gradient_step=" in words
+    assert describe("affine") == "affine()"
+    assert all(name in describe("elastix") for name in ("final_grid_spacing=", "seed=1", "threads=1"))
+
+
+# A pair in a process of its own: each of these programs stands for a method that goes wrong in its own way.
+WRITES_AND_CRASHES = """
+import json, os, pathlib, signal, sys
+pathlib.Path(json.load(open(sys.argv[1]))["field"]).write_bytes(b"half")
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+GIVES_NAN = """
+import sys
+import numpy as np
+import dmir.methods
+from dmir.methods import isolated
+dmir.methods.register = lambda moving, fixed, method: np.full((3, *fixed.shape), np.nan, np.float32)
+sys.exit(isolated.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (WRITES_AND_CRASHES, "killed by SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL (out of memory?)"),
+        ("import time; time.sleep(100)", "stopped after 1.5 s"),
+        ("raise ValueError('no good')", "ValueError: no good"),
+        ("raise SystemExit(3)", "ended with status 3"),
+        ("pass", "the process ended without an answer"),
+        (GIVES_NAN, f"the field has {3 * np.prod(SHAPE)} values that are NaN or infinite"),
+    ],
+    ids=["crash", "killed", "time-out", "exception", "status", "silence", "not finite"],
+)
+def test_a_failure_of_any_kind_is_a_record(program, reason, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "_command", lambda request: [sys.executable, "-c", program, str(request)])
+    field = tmp_path / "field.nii.gz"
+    field.write_bytes(b"of an earlier run")
+    timeout = 1.5 if "sleep" in program else 120
+    record = register_isolated(*files, field, "affine", threads=1, timeout=timeout)
+    assert (record["status"], record["reason"]) == ("failed", reason)
+    assert all(np.isnan(record[name]) for name in ("seconds", "read_seconds", "write_seconds", "peak_memory_mb"))
+    assert not field.exists()
+
+
+def test_the_process_has_its_threads_and_seed_before_any_import(files, tmp_path, monkeypatch):
+    program = (
+        "import os, json, sys; names = ('ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS', 'OMP_NUM_THREADS', 'ANTS_RANDOM_SEED');"
+        "sys.exit(json.dumps([os.environ[n] for n in names]))"
+    )
+    monkeypatch.setattr(isolated, "_command", lambda request: [sys.executable, "-c", program])
+    plain = register_isolated(*files, tmp_path / "a.nii.gz", "syn", {"seed": 7}, threads=3)
+    own = register_isolated(*files, tmp_path / "a.nii.gz", "elastix", {"threads": 2}, threads=3)
+    assert (json.loads(plain["reason"]), plain["threads"]) == (["3", "3", "7"], 3)
+    assert (json.loads(own["reason"]), own["threads"]) == (["2", "2", "1"], 2)  # part of the result, so it wins
+
+
+def test_a_failed_pair_does_not_stop_the_others(files, tmp_path, caplog):
+    moving, fixed = files
+    missing = tmp_path / "missing.nii.gz"
+    pairs = [("a", missing, "atlas", fixed), ("b", moving, "atlas", fixed)]
+    with caplog.at_level(logging.INFO):
+        records = register_pairs(pairs, tmp_path / "fields", "affine", timeout=120, workers=2)
+    assert list(records["status"]) == ["failed", "ok"]
+    assert str(missing) in records["reason"][0]
+    assert records["moving"].tolist() == ["a", "b"]
+    assert records["method"].tolist() == ["affine", "affine"]
+    assert [path.name for path in (tmp_path / "fields").iterdir()] == ["b__atlas.nii.gz"]
+    displacement, affine = load_field(tmp_path / "fields" / "b__atlas.nii.gz")
+    assert not displacement.any()
+    np.testing.assert_allclose(affine, oblique_affine(), atol=1e-5)
+    lines = [line.getMessage() for line in caplog.records]
+    assert lines[0].startswith("1/2 a to atlas: failed: ")
+    assert lines[1].startswith("2/2 b to atlas: ")
+
+
+def test_records_have_the_columns_of_the_networks_records():
+    from dmir.methods import network
+
+    assert isolated.COLUMNS == network.COLUMNS
+
+
+def test_classical_libraries_are_imported_only_when_they_are_used():
+    import subprocess
+
+    program = (
+        "import sys, dmir.methods, dmir.methods.isolated; from importlib import import_module as load;"
+        f"[load(m) for m in {list(ALGORITHMS.values())}]; print([m for m in ('ants', 'itk') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(Path(isolated.__file__).parents[2])},
+    )
+    assert done.stdout.strip() == "[]"
