@@ -75,6 +75,7 @@ rule report_all:
 rule all:
     default_target: True
     input:
+        rules.cohort_all.input,
         rules.preprocess_all.input,
         rules.report_all.input,
     localrule: True

@@ -84,6 +84,7 @@ def register(
     moving_image = _to_itk(itk, moving, "the moving image")
     parameters = _parameters(
         metric=METRICS[metric],
+        step_length=float(np.mean([fixed.spacing, moving.spacing])),
         final_grid_spacing=final_grid_spacing,
         resolutions=resolutions,
         iterations=iterations,
@@ -137,6 +138,7 @@ def _deformation_field(moving: Any, transform: Any, folder: str) -> Any:
 def _parameters(
     *,
     metric: str,
+    step_length: float,
     final_grid_spacing: float,
     resolutions: int,
     iterations: int,
@@ -152,6 +154,8 @@ def _parameters(
     settings |= {
         "FinalGridSpacingInPhysicalUnits": [str(final_grid_spacing)],
         "MaximumNumberOfIterations": [str(iterations)],
+        # elastix's own default leaves axes out, so that the order in which a file stores them would change the result
+        "MaximumStepLength": [str(step_length)],
         "NumberOfSpatialSamples": [str(samples)],
         "RandomSeed": [str(seed)],
         "WriteResultImage": ["false"],  # it would be resampled by cubic B-splines; one warper serves all methods

@@ -100,7 +100,10 @@ def score_shard(
     """
     chosen = load_structures(structures)
     tables, rows = [], []
-    pairs = pd.read_csv(records, keep_default_na=False, na_values={"seconds": [""], "peak_memory_mb": [""]})
+    # a scan may be called 007, and an empty reason is no missing one
+    numbers = {name: [""] for name in ("seconds", "read_seconds", "write_seconds", "peak_memory_mb")}
+    texts = dict.fromkeys((*PAIR_KEYS, "status", "reason", "device"), str)
+    pairs = pd.read_csv(records, keep_default_na=False, na_values=numbers, dtype=texts)
     for row in pairs.to_dict("records"):
         record = {str(key): value for key, value in row.items()}
         moving: str = record["moving"]

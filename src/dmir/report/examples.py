@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dmir.errors import InputError
-from dmir.volumes import atomic_path
+from dmir.fields import load_field, warp, warp_labels
+from dmir.metrics import dice
+from dmir.volumes import atomic_path, read_image, read_labels
 
 FORMAT = 1
 _TEXTS = ("cohort", "method", "model", "moving", "fixed")
@@ -53,6 +56,37 @@ class Example:
                 f"an example has warped (D, H, W) and displacement (3, D, H, W), "
                 f"not {self.warped.shape} and {self.displacement.shape}"
             )
+
+
+def example_of(
+    field: str | Path, moving: str | Path, moving_labels: str | Path, fixed_labels: str | Path, **names: str
+) -> Example:
+    """Return a registered pair from its files: the field, the moving image and label map, the fixed label map.
+
+    Parameters
+    ----------
+    field, moving, moving_labels, fixed_labels
+        Files on one grid.
+    names
+        ``method``, ``model``, ``cohort``, ``moving`` and ``fixed`` of the example, the last two as ``moving_scan`` and
+        ``fixed_scan``.
+    """
+    displacement, affine = load_field(field)
+    batch = torch.from_numpy(displacement)[None]
+    labels = torch.from_numpy(read_labels(moving_labels).data)[None, None]
+    fixed = read_labels(fixed_labels).data
+    overlap = dice(warp_labels(labels, batch)[0, 0].numpy(), fixed, [int(i) for i in np.unique(fixed) if i])
+    return Example(
+        warped=warp(torch.from_numpy(read_image(moving).data)[None, None], batch)[0, 0].numpy(),
+        displacement=displacement,
+        affine=affine,
+        method=names["method"],
+        model=names["model"],
+        cohort=names["cohort"],
+        moving=names["moving_scan"],
+        fixed=names["fixed_scan"],
+        dice=float(np.nanmean(list(overlap.values()))),
+    )
 
 
 def save_example(path: str | Path, example: Example) -> None:
