@@ -277,8 +277,9 @@ def test_real_scans_from_a_table_of_files(tmp_path):
     snakemake(folder)
     table = pd.read_csv(folder / "results/tables/comparison.csv").set_index(["cohort", "method"])
     lpba_before, lpba_after = table.loc[("lpba40", "affine"), "dice"], table.loc[("lpba40", "syn"), "dice"]
-    assert 0.48 < lpba_before < 0.62  # .548 at 1 mm over nine scans
-    assert 0.62 < lpba_after < 0.75  # .72 at 1 mm
+    # at 1 mm: .548 with no affine of our own, .72 after SyN; at 2 mm with the affine .64, and SyN without its last level
+    assert 0.58 < lpba_before < 0.68
+    assert lpba_before + 0.04 < lpba_after < 0.75
     assert table.loc[("oasis", "syn"), "dice"] > table.loc[("oasis", "affine"), "dice"] + 0.05
     assert table["endpoint_error"].isna().all()  # nobody knows the truth here
     scores = pd.read_parquet(folder / "results/scores/structures.parquet")
