@@ -277,7 +277,7 @@ def test_real_scans_from_a_table_of_files(tmp_path):
     snakemake(folder)
     table = pd.read_csv(folder / "results/tables/comparison.csv").set_index(["cohort", "method"])
     lpba_before, lpba_after = table.loc[("lpba40", "affine"), "dice"], table.loc[("lpba40", "syn"), "dice"]
-    # at 1 mm: .548 with no affine of our own, .72 after SyN; at 2 mm with the affine .64, and SyN without its last level
+    # at 1 mm: .548 without an affine of our own, .72 after SyN; at 2 mm with the affine .64, SyN without its last level
     assert 0.58 < lpba_before < 0.68
     assert lpba_before + 0.04 < lpba_after < 0.75
     assert table.loc[("oasis", "syn"), "dice"] > table.loc[("oasis", "affine"), "dice"] + 0.05
