@@ -24,7 +24,8 @@ TERMINAL_COLUMNS = (
 )
 STYLE = (
     "body{font:15px sans-serif;margin:1.5em;background:#fff;color:#111}table{border-collapse:collapse}"
-    "th,td{padding:.35em .8em;border-bottom:1px solid #ccc;white-space:nowrap}th{border-bottom:2px solid #333;white-space:normal;vertical-align:bottom}"
+    "th,td{padding:.35em .8em;border-bottom:1px solid #ccc}td{white-space:nowrap}"
+    "th{border-bottom:2px solid #333;vertical-align:bottom}"
     "tr:hover td{background:#f2f2f2}.right{text-align:right}.left{text-align:left}p{max-width:60em}"
 )
 TEX = {
