@@ -220,7 +220,7 @@ def test_another_module_reruns_what_depends_on_it(finished):
 
 @pytest.mark.parametrize("stage", ["cohort", "preprocess", "train", "register", "evaluate", "report"])
 def test_every_stage_is_a_target_and_done_when_all_is_done(finished, stage):
-    assert jobs(snakemake(finished["folder"], f"{stage}_all", "-n")) == {f"{stage}_all": 1}
+    assert "Nothing to be done" in snakemake(finished["folder"], f"{stage}_all", "-n")
 
 
 def test_a_misspelt_key_ends_with_its_message_and_no_traceback(tmp_path):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from dmir.errors import InputError
 from dmir.volumes import atomic_path, save_nifti
 
+CORNERS = tuple(product((0, 1), repeat=3))  # of a cell of eight voxels
 LPS = np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)  # RAS <-> LPS, its own inverse
 
 
@@ -105,34 +106,46 @@ def warp_labels(labels: torch.Tensor, displacement: torch.Tensor, interpolation:
 
 
 def _warp_labels_linear(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    shape = labels.shape
+    """Return one label map (D, H, W) resampled; only points whose eight neighbours differ need a vote."""
+    padded = F.pad(labels, (1,) * 6)  # a layer of what lies outside
+    cells = [n - 1 for n in padded.shape]
+    views = [padded[tuple(slice(s, s + n) for s, n in zip(c, cells, strict=True))] for c in CORNERS]
+    uniform = torch.stack([view == views[0] for view in views[1:]]).all(dim=0)
     depth, height, width = displacement.shape[1:]
-    displacement = displacement.to(torch.float32)
-    position = displacement + identity_grid((depth, height, width), displacement.device)[0]
+    position = displacement.to(torch.float32) + identity_grid((depth, height, width), displacement.device)[0]
+    position = position.reshape(3, -1)
     lower = position.floor()
-    fraction = position - lower
-    lower = lower.to(torch.int64)
-    neighbours, weights = [], []
-    for corner in product((0, 1), repeat=3):
-        index = torch.zeros_like(lower[0])
-        inside = torch.ones_like(index, dtype=torch.bool)
-        weight = torch.ones_like(fraction[0])
-        for axis, step in enumerate(corner):
-            coordinate = lower[axis] + step
-            inside &= (coordinate >= 0) & (coordinate < shape[axis])
-            index = index * shape[axis] + coordinate.clamp(0, shape[axis] - 1)
-            weight = weight * (fraction[axis] if step else 1 - fraction[axis])
-        neighbours.append(labels.reshape(-1)[index] * inside)
-        weights.append(weight)
-    best = neighbours[0]
-    heaviest = torch.full_like(weights[0], -1.0)
+    strides = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
+    cell = torch.zeros_like(position[0], dtype=torch.int64)
+    start = torch.zeros_like(cell)
+    outside = torch.zeros_like(cell, dtype=torch.bool)
+    for axis in range(3):
+        outside |= (lower[axis] < -1) | (lower[axis] > labels.shape[axis] - 1)
+        coordinate = (lower[axis].to(torch.int64) + 1).clamp(0, cells[axis] - 1)
+        cell = cell * cells[axis] + coordinate
+        start = start + coordinate * strides[axis]
+    flat = padded.reshape(-1)
+    result = flat[start].masked_fill(outside, 0)
+    mixed = (~uniform.reshape(-1)[cell] & ~outside).nonzero()[:, 0]
+    offsets = [sum(c * s for c, s in zip(corner, strides, strict=True)) for corner in CORNERS]
+    neighbours = [flat[start[mixed] + offset] for offset in offsets]
+    result[mixed] = _heaviest(neighbours, position[:, mixed] - lower[:, mixed])
+    return result.reshape(depth, height, width)
+
+
+def _heaviest(neighbours: list[torch.Tensor], fraction: torch.Tensor) -> torch.Tensor:
+    """Return the label (n,) whose corners of the cell, in the order of CORNERS, weigh most at a place (3, n) in it."""
+    weights = []
+    for corner in CORNERS:
+        parts = [fraction[axis] if step else 1 - fraction[axis] for axis, step in enumerate(corner)]
+        weights.append(parts[0] * parts[1] * parts[2])
+    best, heaviest = neighbours[0], torch.full_like(weights[0], -1.0)
     for label in neighbours:
         total = torch.zeros_like(heaviest)
         for other, weight in zip(neighbours, weights, strict=True):
             total += weight * (other == label)
         wins = (total > heaviest) | ((total == heaviest) & (label < best))
-        best = torch.where(wins, label, best)
-        heaviest = torch.where(wins, total, heaviest)
+        best, heaviest = torch.where(wins, label, best), torch.where(wins, total, heaviest)
     return best
 
 
