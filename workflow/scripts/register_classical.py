@@ -12,17 +12,16 @@ with job(snakemake.log[0], snakemake.threads):
 
     settings = dict(snakemake.params.settings)
     fixed = Path(snakemake.input.fixed)
-    folder = Path(snakemake.output.fields)
-    folder.mkdir(parents=True, exist_ok=True)
     records = register_pairs(
         [(Path(path).parent.name, Path(path), fixed.parent.name, fixed) for path in snakemake.input.moving],
-        folder,
+        snakemake.output.fields,
         settings.pop("algorithm"),
         settings,
         threads=snakemake.threads,
         timeout=snakemake.params.timeout,
+        cohort=snakemake.wildcards.cohort,
+        model=snakemake.wildcards.model,
     )
-    for key in ("model", "method", "cohort"):
-        records[key] = snakemake.wildcards[key]
+    records["method"] = snakemake.wildcards.method  # its name in the configuration, not its algorithm's
     with atomic_path(snakemake.output.records) as path:
         records.to_csv(path, index=False)
