@@ -52,7 +52,7 @@ rule train_all:
 
 rule register_all:
     input:
-        collect("<results>/registered/{run}.csv", run=shard_runs()),
+        collect("<results>/registered/{run}.csv", run=shard_runs(configuration.methods)),
     localrule: True
 
 
@@ -69,6 +69,20 @@ rule report_all:
             "<results>/tables/{table}.csv", table=["comparison", *structure_tables()]
         ),
         collect("<results>/figures/{figure}.png", figure=figures()),
+    localrule: True
+
+
+rule ablation:
+    input:
+        "<results>/tables/ablation.csv",
+        "<results>/figures/ablation.png",
+    localrule: True
+
+
+rule lambda_study:
+    input:
+        "<results>/tables/lambda_study.csv",
+        "<results>/figures/lambda_study.png",
     localrule: True
 
 

@@ -1,5 +1,6 @@
 # What every stage knows: the checked configuration, the scans, the pairs and their shards.
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ atlases = {
     name: table.index[table["split"] == "atlas"][0] for name, table in scans.items()
 }
 networks = configuration.networks()
+studies = {name: configuration.variants(name) for name in ("ablation", "lambda_study")}
+studied = list(dict.fromkeys(row.name for rows_ in studies.values() for row in rows_))
 voxels = (
     configuration.grid.shape[0]
     * configuration.grid.shape[1]
@@ -73,7 +76,8 @@ voxels = (
 wildcard_constraints:
     cohort="|".join(used_cohorts),
     scan=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    method="|".join(configuration.methods),
+    method="|".join(map(re.escape, dict.fromkeys([*configuration.methods, *studied]))),
+    study="|".join(studies),
     model=r"none|seed\d+",
     shard=r"shard\d+",
 
@@ -96,23 +100,28 @@ def shards_of(cohort):
 shards = {name: shards_of(name) for name in configuration.test_on}
 
 
-def runs(cohort):
-    """Return method/model of everything that registers a cohort's pairs."""
+def runs(methods):
+    """Return method/model of everything that registers a pair, a network once a seed."""
     return [
         f"{method}/{model}"
-        for method in configuration.methods
-        for model in (models if method in networks else ["none"])
+        for method in methods
+        for model in (models if method in [*networks, *studied] else ["none"])
     ]
 
 
-def shard_runs():
+def shard_runs(methods):
     """Return cohort/method/model/shard of every registration job."""
     return [
         f"{cohort}/{run}/{shard}"
         for cohort in configuration.test_on
-        for run in runs(cohort)
+        for run in runs(methods)
         for shard in shards[cohort]
     ]
+
+
+def methods_of_study(study):
+    """Return the methods that are the rows of a study, each once."""
+    return list(dict.fromkeys(row.name for row in studies[study]))
 
 
 def files_of_scan(wildcards):
@@ -337,16 +346,19 @@ def shard_of_scan(wildcards):
 def examples(wildcards):
     """Return the saved example of every method for one pair; of several seeds, the first."""
     folder = f"{configuration.results}/registered/{wildcards.cohort}"
-    chosen = dict.fromkeys(run.split("/")[0] for run in runs(wildcards.cohort))
     return [
         f"{folder}/{method}/{models[0] if method in networks else 'none'}/example-{wildcards.scan}.npz"
-        for method in chosen
+        for method in configuration.methods
     ]
 
 
 def score_files(wildcards, kind):
+    """Return the scores of every shard: of one study's methods, or of all that are compared."""
+    study = getattr(wildcards, "study", None)
+    methods = methods_of_study(study) if study else configuration.methods
     return [
-        f"{configuration.results}/scores/{run}.{kind}.parquet" for run in shard_runs()
+        f"{configuration.results}/scores/{run}.{kind}.parquet"
+        for run in shard_runs(methods)
     ]
 
 
@@ -356,6 +368,19 @@ def structure_scores(wildcards):
 
 def pair_scores(wildcards):
     return score_files(wildcards, "pairs")
+
+
+def training_summaries(wildcards):
+    """Return what was measured while each model of a study was trained."""
+    return [
+        f"{configuration.results}/models/{configuration.train_on}/{run}/training.json"
+        for run in runs(methods_of_study(wildcards.study))
+    ]
+
+
+def rows_of_study(wildcards):
+    """Return method -> what a study changes in it."""
+    return {row.name: row.changes for row in studies[wildcards.study]}
 
 
 def histories(wildcards):
@@ -379,6 +404,16 @@ def report_files():
             for table in ["comparison", *structure_tables()]
         ),
         *(f"{results}/figures/{figure}.svg" for figure in figures()),
+    ]
+
+
+def finished_studies():
+    """Return the studies whose table and figures are there."""
+    return [
+        study
+        for study in studies
+        if Path(configuration.results, "tables", f"{study}.html").exists()
+        and Path(configuration.results, "figures", f"{study}.svg").exists()
     ]
 
 
@@ -408,6 +443,9 @@ def write_report():
         "--nolock",
         "--quiet",
         "all",
+        "--",
+        "all",
+        *finished_studies(),
     ]
     subprocess.run(
         [

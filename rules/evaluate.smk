@@ -80,3 +80,15 @@ rule gather_scores:
         code=code_hash("dmir.metrics"),
     script:
         "../workflow/scripts/gather_scores.py"
+
+
+use rule gather_scores as gather_study_scores with:
+    output:
+        structures="<results>/scores/{study}.structures.parquet",
+        structures_csv="<results>/scores/{study}.structures.csv",
+        pairs="<results>/scores/{study}.pairs.parquet",
+        pairs_csv="<results>/scores/{study}.pairs.csv",
+    log:
+        "<logs>/gather_study_scores/{study}.log",
+    benchmark:
+        "<benchmarks>/gather_study_scores/{study}.tsv"

@@ -230,3 +230,91 @@ rule qualitative:
         code=code_hash("dmir.report.qualitative"),
     script:
         "../workflow/scripts/qualitative.py"
+
+
+rule study_table:
+    input:
+        structures="<results>/scores/{study}.structures.parquet",
+        pairs="<results>/scores/{study}.pairs.parquet",
+        summaries=training_summaries,
+    output:
+        html=report(
+            "<results>/tables/{study}.html",
+            category="Studies",
+            labels={"table": "{study}"},
+            caption="../workflow/report/study_table.rst",
+        ),
+        csv="<results>/tables/{study}.csv",
+        md="<results>/tables/{study}.md",
+        tex="<results>/tables/{study}.tex",
+    log:
+        "<logs>/study_table/{study}.log",
+    benchmark:
+        "<benchmarks>/study_table/{study}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        rows=rows_of_study,
+        labels=configuration.scores.label_interpolation[0],
+        code=code_hash("dmir.report.studies", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/study_table.py"
+
+
+rule ablation_figure:
+    input:
+        table="<results>/tables/ablation.csv",
+    output:
+        png="<results>/figures/ablation.png",
+        svg=report(
+            "<results>/figures/ablation.svg",
+            category="Studies",
+            labels={"figure": "ablation"},
+            caption="../workflow/report/ablation.rst",
+        ),
+    log:
+        "<logs>/ablation_figure.log",
+    benchmark:
+        "<benchmarks>/ablation_figure.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        switches=configuration.ablation.switches,
+        code=code_hash("dmir.report.studies"),
+    script:
+        "../workflow/scripts/ablation_figure.py"
+
+
+rule lambda_figure:
+    input:
+        table="<results>/tables/lambda_study.csv",
+    output:
+        png="<results>/figures/lambda_study.png",
+        svg=report(
+            "<results>/figures/lambda_study.svg",
+            category="Studies",
+            labels={"figure": "lambda study"},
+            caption="../workflow/report/lambda_study.rst",
+        ),
+    log:
+        "<logs>/lambda_figure.log",
+    benchmark:
+        "<benchmarks>/lambda_figure.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_hash("dmir.report.studies"),
+    script:
+        "../workflow/scripts/lambda_figure.py"

@@ -18,7 +18,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PARTS = ("Snakefile", "rules", "workflow", "src", "resources", "config", "profiles", "envs")
-METHODS = ["affine", "syn", "elastix", "voxelmorph", "caml"]
+NETWORKS = ["voxelmorph", "vit_v_net", "transmorph", "xmorpher", "transmatch", "caml"]
+METHODS = ["affine", "syn", "elastix", *NETWORKS]
+LEVELS = {"depths": [1, 1], "heads": [1, 2]}
 pytestmark = pytest.mark.pipeline
 
 TINY = {
@@ -33,8 +35,17 @@ TINY = {
         "syn": {"iterations": [10, 5, 0]},
         "elastix": {"resolutions": 2, "iterations": 50, "final_grid_spacing": 20},
         "voxelmorph": {"network": {"encoder": [4, 8, 8, 8], "decoder": [8, 8, 8, 8, 8, 4, 4]}},
-        "caml": {"network": {"channels": [8, 16], "depths": [1, 1], "heads": [1, 2], "detail_channels": [4, 8]}},
+        "vit_v_net": {
+            "network": {"convolutions": [4, 8, 8], "patch": 4, "hidden": 16, "layers": 1, "heads": 2, "perceptron": 32}
+            | {"bottleneck": 16, "decoder": [8, 8, 8, 4]}
+        },
+        "transmorph": {"network": {"embedding": 8, **LEVELS, "head_channels": 4}},
+        "xmorpher": {"network": {"channels": [8, 16], **LEVELS, "head_channels": 4}},
+        "transmatch": {"network": {"embedding": 8, **LEVELS, "cross_heads": 2}},
+        "caml": {"network": {"channels": [8, 16], **LEVELS, "detail_channels": [4, 8]}},
     },
+    "ablation": {"switches": ["rbsc", "carsc"]},
+    "lambda_study": {"methods": ["voxelmorph"], "values": [1.0, 4.0]},
 }
 
 
@@ -138,7 +149,7 @@ def test_after_kill_9_the_message_says_how_to_go_on_and_the_training_goes_on(fin
     assert "--unlock" in finished["locked"]
     assert finished["kept"], "no training had kept its state when it was killed"
     logs = [path.read_text() for path in finished["folder"].glob("results/logs/train/simulated/*/seed1.log")]
-    assert len(logs) == 2
+    assert len(logs) == len(NETWORKS)
     assert any(re.search(r"go(es|ing)? on|resum", text, re.IGNORECASE) for text in logs), logs
     assert not list((finished["folder"] / "results/models/simulated/.resume").glob("*/last.ckpt"))
 
@@ -216,6 +227,25 @@ def test_another_module_reruns_what_depends_on_it(finished):
         module.write_text(before)
     assert planned["train"] == 1 and planned["register_network"] == 1
     assert not {"simulate_scan", "preprocess_simulated_scan", "register_classical"} & set(planned)
+
+
+def test_the_studies_are_targets_of_their_own_and_train_what_they_change_alone(finished):
+    folder = finished["folder"]
+    weights = folder / "results/models/simulated/caml/seed1/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert jobs(snakemake(folder, "ablation", "lambda_study", "-n"))["train"] == 4
+    snakemake(folder, "ablation", "lambda_study")
+    assert weights.stat().st_mtime_ns == before
+    ablation = pd.read_csv(folder / "results/tables/ablation.csv")
+    assert ablation[["RBSC", "CARSC"]].sum(axis=1).tolist() == [0, 1, 1, 2]
+    comparison = pd.read_csv(folder / "results/tables/comparison.csv").set_index("method")
+    assert ablation["dice"].iloc[-1] == pytest.approx(comparison.loc["caml", "dice"], abs=1e-12)
+    parameters = ablation.set_index("method")["parameters"]
+    assert parameters["caml"] > parameters["caml-without-rbsc"] > parameters["caml-without-rbsc-carsc"] > 0
+    study = pd.read_csv(folder / "results/tables/lambda_study.csv")
+    assert study[["method", "regularisation"]].values.tolist() == [["voxelmorph", 1.0], ["voxelmorph-lambda-4", 4.0]]
+    page = (folder / "results/report.html").read_text()
+    assert "lambda study" in page and "ablation" in page
 
 
 @pytest.mark.parametrize("stage", ["cohort", "preprocess", "train", "register", "evaluate", "report"])

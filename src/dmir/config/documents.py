@@ -21,6 +21,7 @@ from dmir.config.models import (
     TableCohort,
     Training,
 )
+from dmir.config.studies import Ablation, LambdaStudy
 from dmir.networks import hyperparameter_names, network_names
 from dmir.structures import label_map_names, structure_set_names
 
@@ -36,6 +37,8 @@ SECTIONS: tuple[tuple[str, type[Model]], ...] = (
     ("`settings.<name>` of a network", Network),
     ("`scores`", Scores),
     ("`report`", Report),
+    ("`ablation`", Ablation),
+    ("`lambda_study`", LambdaStudy),
 )
 INTRODUCTION = """\
 # The configuration

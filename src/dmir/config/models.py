@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from dmir.config.base import Model, mistakes_of
+from dmir.config.studies import Ablation, LambdaStudy, Variant, ablation_variants, lambda_variants
 from dmir.errors import suggestion
 from dmir.networks import hyperparameter_names, network_names
 from dmir.structures import label_map_names, structure_set_names
@@ -119,8 +120,12 @@ class Training(Model):
     """Weight lambda of the diffusion of the field."""
     pairs: Literal["atlas", "all"] = "atlas"
     """`atlas`: moving = a training scan, fixed = the atlas; `all`: every ordered pair of training scans."""
+    warp: Literal["exact", "shifted"] = "exact"
+    """In the loss; `shifted`: that of the published code of XMorpher, TransMatch and TransMorph (OASIS)."""
     keep: Literal["best", "last"] = "best"
     """Which weights: those with the best Dice on the validation scans, or the last."""
+    compile: bool = False
+    """Let torch write kernels for the network (`torch.compile`): minutes before the first step."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Of the network; the loss, the field and the warp are float32 in all three."""
     deterministic: bool = True
@@ -265,6 +270,8 @@ class Config(Model):
     """Parameters of the methods, by name; `algorithm` is the name itself unless it is given."""
     scores: Scores = Scores()
     report: Report = Report()
+    ablation: Ablation = Ablation()
+    lambda_study: LambdaStudy = LambdaStudy()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -291,6 +298,9 @@ class Config(Model):
         for name in dict.fromkeys([*self.methods, *self.settings]):
             problems += _safe_name(f"methods: {name}", name)
             problems += mistakes_of(partial(self.method, name), f"settings.{name}")
+        if not problems:  # else they would be told once more
+            for study in ("ablation", "lambda_study"):
+                problems += self._variant_mistakes(study)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -301,11 +311,14 @@ class Config(Model):
 
     def method(self, name: str) -> MethodSettings:
         """Return the settings of a method by its name in ``methods``; the training of a network is complete in them."""
-        given = self.settings.get(name, {})
+        if name not in [*self.settings, *CLASSICAL, *network_names()]:  # perhaps a row of a study
+            return self._settings(name, self._variant_settings.get(name, {}))
+        return self._settings(name, self.settings.get(name, {}))
+
+    def _settings(self, name: str, given: Any) -> MethodSettings:
         if not isinstance(given, dict):
             raise ValueError(f"found {given!r}; expected a dictionary of parameters")
-        algorithm = given.get("algorithm", name)
-        known = [*CLASSICAL, *network_names()]
+        algorithm, known = given.get("algorithm", name), [*CLASSICAL, *network_names()]
         if algorithm not in known:
             raise ValueError(f"'{algorithm}' is no algorithm. {suggestion(str(algorithm), known)}")
         settings = METHOD_MODELS.get(algorithm, Network).model_validate({**given, "algorithm": algorithm})
@@ -317,6 +330,32 @@ class Config(Model):
     def networks(self) -> list[str]:
         """Return the methods that are networks, in the tables' order."""
         return [name for name in self.methods if isinstance(self.method(name), Network)]
+
+    def variants(self, study: str) -> list[Variant]:
+        """Return the rows of a study, ``"ablation"`` or ``"lambda_study"``; each name is a method."""
+        if study == "ablation":
+            return ablation_variants(self.ablation, self._network_settings)
+        return lambda_variants(self.lambda_study, self._network_settings)
+
+    def _network_settings(self, name: str) -> dict[str, Any]:
+        settings = self._settings(name, self.settings.get(name, {}))  # not method(): it asks for the studies' rows
+        if not isinstance(settings, Network):
+            raise ValueError(f"'{name}' is no network; expected one of {', '.join(network_names())}")
+        return settings.model_dump(mode="json")
+
+    @cached_property
+    def _variant_settings(self) -> dict[str, dict[str, Any]]:
+        rows = [*self.variants("ablation"), *self.variants("lambda_study")]
+        return {row.name: row.settings for row in rows}
+
+    def _variant_mistakes(self, study: str) -> list[str]:
+        """Say what is wrong with a study: its networks, its switches, its training."""
+        problems = mistakes_of(partial(self.variants, study), study)
+        rows = [] if problems else self.variants(study)
+        for row in rows:
+            problems += mistakes_of(partial(Network.model_validate, row.settings), study)
+            problems += mistakes_of(partial(Training.model_validate, row.settings["training"]), f"{study}.training")
+        return list(dict.fromkeys(problems))
 
     def table_path(self, cohort: TableCohort) -> Path:
         """Return the path of a cohort's table of files."""

@@ -50,6 +50,11 @@ COLUMNS: dict[str, Column] = {
     "endpoint_error": Column("Endpoint error, mm ↓", "error mm ↓", 2, "lower"),
     "seconds": Column("Time (median), s a pair ↓", "s/pair ↓", None, "lower"),
     "peak_memory_mb": Column("Peak memory, MB", "", 0),  # main memory and a GPU's own are not to be ranked together
+    "network": Column("Network"),
+    "regularisation": Column("λ", "", None),
+    "parameters": Column("Parameters"),
+    "training_seconds": Column("Training, s", "", 0),
+    "training_memory_mb": Column("Training memory, MB", "", 0),
     "structure": Column("Id"),
     "name": Column("Structure"),
     "left": Column("Left (id)"),

@@ -62,7 +62,7 @@ def rank_marks(values: list[float], column: Column, ranked: list[bool]) -> list[
 
 def _text(value: Any, column: Column) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "✓" if value else ""
     if value is None or value is pd.NA:
         return ""
     return rounded(value, column.digits) if isinstance(value, float) else str(value)

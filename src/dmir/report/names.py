@@ -22,8 +22,23 @@ _HEMISPHERES = {"left", "right", "lh", "rh"}
 
 
 def method_name(method: str, *, short: bool = False) -> str:
-    """Return the name that readers know; ``short`` for figures. A method that is not known shows as it is."""
-    return (SHORT_METHOD_NAMES if short else METHOD_NAMES).get(method, method)
+    """Return the name that readers know; ``short`` for figures. A method that is not known shows as it is.
+
+    Examples
+    --------
+    >>> method_name("caml-without-rbsc-carsc")
+    'Proposed without RBSC, CARSC'
+    >>> method_name("voxelmorph-lambda-0.5")
+    'VoxelMorph, λ = 0.5'
+    """
+    names = SHORT_METHOD_NAMES if short else METHOD_NAMES
+    for mark, joined in (("-without-", " without "), ("-lambda-", ", λ = ")):
+        base, found, rest = method.partition(mark)
+        if found and base in names:
+            return (
+                SHORT_METHOD_NAMES[base] + joined + (rest.upper().replace("-", ", ") if mark == "-without-" else rest)
+            )
+    return names.get(method, method)
 
 
 def structure_group(name: str) -> str:

@@ -52,6 +52,7 @@ TEX = {
     "λ": r"$\lambda$",
     "–": "--",
     "…": r"\ldots{}",
+    "✓": r"$\checkmark$",
 }
 
 
@@ -81,9 +82,9 @@ def to_markdown(sheet: Sheet, caption: str = "", note: str = "") -> str:
 
 
 def to_tex(sheet: Sheet, caption: str = "", note: str = "", label: str = "") -> str:
-    """Return a booktabs table (packages booktabs and graphicx): best in bold, second underlined."""
+    """Return a booktabs table (packages amssymb, booktabs and graphicx): best in bold, second underlined."""
     commands: dict[Mark, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
-    lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering"]
+    lines = ["% needs \\usepackage{amssymb,booktabs,graphicx}", r"\begin{table*}", r"\centering"]
     if caption:
         lines.append(rf"\caption{{{tex_escape(caption)}}}")
     if label:

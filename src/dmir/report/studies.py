@@ -1,0 +1,200 @@
+"""The studies as tables and figures: what each part of the proposed network adds, and what lambda trades."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from dmir.errors import InputError
+from dmir.report.names import method_name
+from dmir.report.records import require_columns
+from dmir.report.style import COLUMN_WIDTH, METHOD_COLOURS, PAGE_WIDTH, RC, method_colours, method_markers, new_figure
+from dmir.report.tables import comparison_table
+
+ABLATION_PANELS = {
+    "dice": "Dice",
+    "nonpositive_jacobian_forward": "|J|≤0, %",
+    "seconds": "s a pair",
+    "training_memory_mb": "training, MB",
+}
+LAMBDA_PANELS = {"dice": "Dice", "nonpositive_jacobian_forward": "|J|≤0, forward, %"}
+
+
+def study_table(
+    structures: pd.DataFrame,
+    pairs: pd.DataFrame,
+    rows: Mapping[str, Mapping[str, Any]],
+    summaries: Mapping[str, Sequence[Mapping[str, Any]]],
+    primary: str = "nearest",
+) -> pd.DataFrame:
+    """Compare the rows of a study: one row a cohort and variant, in the study's order.
+
+    Parameters
+    ----------
+    structures, pairs, primary
+        As for :func:`dmir.report.tables.comparison_table`.
+    rows
+        Method -> what the study changes in it: ``{"caml": True, "rbsc": False, "carsc": True}``, or
+        ``{"network": "caml", "regularisation": 0.5}``. Switches become columns of their names in capitals.
+    summaries
+        Method -> what ``training.json`` says of each of its models.
+
+    Returns
+    -------
+    DataFrame
+        What is changed, the scores of the comparison table, ``parameters``, ``training_seconds`` (mean over the
+        models), ``training_memory_mb`` (the highest), and ``method``.
+
+    Raises
+    ------
+    InputError
+        A table lacks a column, or a method its summary.
+    """
+    missing = [method for method in rows if not summaries.get(method)]
+    if missing:
+        raise InputError(
+            "the summaries of the trainings", found=f"none of {', '.join(missing)}", expected="one a model"
+        )
+    compared = comparison_table(structures, pairs, list(rows), primary)
+    records: list[dict[str, Any]] = []
+    for scores in compared.to_dict("records"):
+        row = {str(key): value for key, value in scores.items()}
+        method = str(row.pop("method"))
+        changes = _shown(rows[method])
+        trainings = pd.DataFrame.from_records(list(summaries[method]))
+        cost = {
+            "parameters": int(trainings["parameters"].iloc[0]),
+            "training_seconds": float(trainings["seconds"].mean()),
+            "training_memory_mb": float(trainings["peak_memory_mb"].max()),
+        }
+        cohort = row.pop("cohort")
+        records.append({"cohort": cohort, **changes, **row, **cost, "method": method})
+    table = pd.DataFrame(records).drop(columns=["models"])
+    trained = [summary for group in summaries.values() for summary in group]
+    table.attrs["note"] = "\n\n".join([str(compared.attrs["note"]), _training_note(trained)])
+    return table
+
+
+def _shown(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a study changes as columns: switches in capitals, networks by the names that readers know."""
+    shown = {key.upper() if isinstance(value, bool) else key: value for key, value in changes.items()}
+    if "network" in shown:
+        shown["network"] = method_name(str(shown["network"]), short=True)
+    return shown
+
+
+def _training_note(summaries: Sequence[Mapping[str, Any]]) -> str:
+    steps = sorted({int(summary["steps"]) for summary in summaries})
+    devices = sorted({f"{summary['device']}, {summary['threads']} thread(s)" for summary in summaries})
+    seeds = sorted({int(summary["seed"]) for summary in summaries})
+    memory = sorted({str(summary["peak_memory_of"]) for summary in summaries})
+    return (
+        f"Each trained for {' or '.join(map(str, steps))} steps with the seed(s) {', '.join(map(str, seeds))} on "
+        f"{' / '.join(devices)}; training memory is the highest peak of {' / '.join(memory)}. Differences between "
+        "rows that are smaller than the spread over seeds say nothing."
+    )
+
+
+@mpl.rc_context(RC)
+def ablation_figure(table: pd.DataFrame, switches: Sequence[str]) -> Figure:
+    """Draw Dice, folding and cost of every combination, above dots that tell which parts are on; a column a cohort.
+
+    Parameters
+    ----------
+    table
+        Of :func:`study_table`.
+    switches
+        The hyperparameters that were switched.
+    """
+    names = [switch.upper() for switch in switches]
+    require_columns(table, {"cohort", *names, *ABLATION_PANELS, "dice_sd"}, "the ablation table")
+    cohorts = list(dict.fromkeys(table["cohort"]))
+    figure = new_figure(min(PAGE_WIDTH, (COLUMN_WIDTH + 0.6) * len(cohorts)), 4.6)
+    heights = [2.2, 1, 1, 1, 0.28 * len(names)]
+    axes = figure.subplots(5, len(cohorts), sharex=True, squeeze=False, height_ratios=heights)
+    for column, cohort in zip(axes.T, cohorts, strict=True):
+        part = table[table["cohort"] == cohort].reset_index(drop=True)
+        for axis, (name, label) in zip(column, ABLATION_PANELS.items(), strict=False):
+            _draw_bars(axis, part, name)
+            axis.set_ylabel(label if column is axes.T[0] else "")
+        column[0].set_title(str(cohort), loc="left")
+        _draw_switches(column[-1], part, names, labelled=column is axes.T[0])
+    figure.align_ylabels()
+    return figure
+
+
+def _draw_bars(axis: Axes, part: pd.DataFrame, name: str) -> None:
+    values = part[name].to_numpy(float)
+    complete = np.arange(len(part)) == len(part) - 1
+    colours = np.where(complete, METHOD_COLOURS["caml"], "#9a9a9a")
+    if name == "dice":  # where zero means nothing, a point and not a bar
+        spread = part["dice_sd"].fillna(0.0).to_numpy(float)
+        axis.errorbar(np.arange(len(part)), values, yerr=spread, fmt="none", ecolor="#555555", elinewidth=0.8)
+        axis.scatter(np.arange(len(part)), values, c=list(colours), s=26, edgecolor="black", linewidth=0.5, zorder=3)
+    else:
+        axis.bar(np.arange(len(part)), values, width=0.6, color=list(colours))
+    axis.grid(axis="y")
+    axis.tick_params(axis="x", length=0)
+
+
+def _draw_switches(axis: Axes, part: pd.DataFrame, names: Sequence[str], *, labelled: bool) -> None:
+    """Draw which parts each column has: a black dot for on, a pale one for off (as an UpSet plot does)."""
+    for place, name in enumerate(names):
+        on = part[name].to_numpy(bool)
+        axis.scatter(np.arange(len(part)), np.full(len(part), place), c=np.where(on, "black", "#dddddd"), s=22)
+    axis.set_yticks(range(len(names)), list(names) if labelled else [""] * len(names))
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(-0.6, len(part) - 0.4)
+    axis.xaxis.set_major_locator(NullLocator())
+    axis.tick_params(length=0)
+    for side in axis.spines.values():
+        side.set_visible(False)
+
+
+@mpl.rc_context(RC)
+def lambda_figure(table: pd.DataFrame) -> Figure:
+    """Draw Dice and folding against lambda, a line a network and a column a cohort; a table of :func:`study_table`."""
+    require_columns(table, {"cohort", "network", "method", "regularisation", *LAMBDA_PANELS}, "the lambda table")
+    cohorts = list(dict.fromkeys(table["cohort"]))
+    figure = new_figure(min(PAGE_WIDTH, (COLUMN_WIDTH + 0.6) * len(cohorts)), 3.8)
+    axes = figure.subplots(2, len(cohorts), sharex=True, squeeze=False)
+    bases = {name: _base(part["method"]) for name, part in table.groupby("network", sort=False)}
+    colours, markers = method_colours(bases.values()), method_markers(bases.values())
+    for column, cohort in zip(axes.T, cohorts, strict=True):
+        for network, part in table[table["cohort"] == cohort].groupby("network", sort=False):
+            part = part.sort_values("regularisation")
+            for axis, name in zip(column, LAMBDA_PANELS, strict=True):
+                base = bases[network]
+                line = {"color": colours[base], "marker": markers[base], "markersize": 4.5, "label": str(network)}
+                axis.plot(part["regularisation"], part[name], **line)
+        column[0].set_title(str(cohort), loc="left")
+        column[1].set_xlabel("λ")
+        for axis in column:
+            _scale_lambda(axis, np.unique(table["regularisation"]))
+            axis.grid()
+    for axis, label in zip(axes[:, 0], LAMBDA_PANELS.values(), strict=True):
+        axis.set_ylabel(label)
+    figure.align_ylabels()
+    if len(bases) > 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(bases), 6))
+    return figure
+
+
+def _base(methods: pd.Series) -> str:
+    """Return the network's own name of the names of its variants: the shortest."""
+    return str(methods.iloc[0]).split("-lambda-")[0]
+
+
+def _scale_lambda(axis: Axes, values: np.ndarray) -> None:
+    positive = values[values > 0]
+    axis.set_xscale("symlog", linthresh=float(positive.min()) if positive.size else 1.0, linscale=0.5)
+    axis.xaxis.set_major_locator(FixedLocator(list(values)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,13 @@
+"""Draw Dice and folding against lambda."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import pandas as pd
+
+    from dmir.report.studies import lambda_figure
+    from dmir.report.style import save_figure
+
+    save_figure(lambda_figure(pd.read_csv(snakemake.input.table)), Path(snakemake.output.png).with_suffix(""))

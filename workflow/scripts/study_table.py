@@ -1,0 +1,26 @@
+"""Compare the rows of a study: the ablation, or lambda."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import json
+
+    import pandas as pd
+
+    from dmir.report.studies import study_table
+    from dmir.report.writing import write_table
+
+    summaries = {}
+    for path in map(Path, snakemake.input.summaries):
+        summaries.setdefault(path.parts[-3], []).append(json.loads(path.read_text()))
+    table = study_table(
+        pd.read_parquet(snakemake.input.structures),
+        pd.read_parquet(snakemake.input.pairs),
+        snakemake.params.rows,
+        summaries,
+        snakemake.params.labels,
+    )
+    captions = {"ablation": "Ablation: every combination of the parts.", "lambda_study": "The regularisation's weight."}
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=captions[snakemake.wildcards.study])
