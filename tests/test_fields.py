@@ -16,6 +16,7 @@ from dmir.fields import (
     onto_moving_grid,
     resize_displacement,
     save_field,
+    shifted_displacement,
     to_millimetres,
     to_voxels,
     warp,
@@ -83,6 +84,17 @@ def test_linear_labels_are_one_hot_linear_and_argmax():
     decided = (top[:, 0] - top[:, 1]) > 1e-4
     assert decided.float().mean() > 0.99
     assert torch.equal(warp_labels(labels, u, "linear")[:, 0][decided], weights.argmax(1)[decided])
+
+
+def test_the_shifted_warp_is_the_published_one_and_moves_half_a_voxel_at_the_borders():
+    torch.manual_seed(0)
+    image, u = torch.rand(2, 2, *SHAPE), torch.randn(2, 3, *SHAPE)
+    axes = torch.meshgrid(*(torch.arange(float(n)) for n in SHAPE), indexing="ij")
+    places = [2 * ((axes[k] + u[:, k]) / (SHAPE[k] - 1) - 0.5) for k in range(3)]
+    published = torch.nn.functional.grid_sample(image, torch.stack(places[::-1], dim=-1), align_corners=False)
+    torch.testing.assert_close(warp(image, shifted_displacement(u)), published, atol=2e-5, rtol=0)
+    at_rest = shifted_displacement(torch.zeros(1, 3, *SHAPE))[0, 0, :, 0, 0]
+    assert at_rest[0] == -0.5 and at_rest[-1] == pytest.approx(0.5, abs=1e-6)
 
 
 def test_composition_is_one_warp_after_the_other():

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dmir.errors import InputError
+from dmir.fields import shifted_displacement, warp
 from dmir.training import Scan, TrainingDiverged, TrainingSettings, read_metadata, train
 from dmir.training.data import PairSchedule, load_bank, training_pairs
 from dmir.training.module import RegistrationModule
@@ -367,6 +369,49 @@ def test_a_network_is_built_by_name_with_its_own_seed(scans, tmp_path, monkeypat
     biases = [result.network.first.bias.tolist() for result in results]
     assert biases[0] == biases[1] != biases[2]
     assert read_metadata(results[0].weights)["network"] == "tiny"
+
+
+class Undropped(Tiny):
+    """Without dropout, whose random numbers a compiled network draws in another order."""
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(torch.cat([moving, fixed], dim=1))))
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_network_learns_the_same_and_is_kept_under_the_same_names(scans, tmp_path):
+    states = []
+    for compiled in (False, True):
+        torch.manual_seed(5)
+        result = run(Undropped(), scans, tmp_path / str(compiled), steps=3, keep="last", compile=compiled)
+        states.append(load_file(result.weights))
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)
+
+
+class Still(nn.Module):
+    """Gives no displacement, whatever it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        return 0 * self.weight * torch.zeros(1, 3, *SHAPE)
+
+
+def test_the_shifted_warp_of_published_code_changes_the_loss_and_not_the_validation(scans, tmp_path):
+    histories = {
+        kind: pd.read_csv(run(Still(), scans, tmp_path / kind, steps=3, validate_every=3, warp=kind).history)
+        for kind in ("exact", "shifted")
+    }
+    bank = load_bank(scans[:3], scans[3:5], scans[5], device=CPU)
+    atlas, rest = bank.images[5:6], torch.zeros(1, 3, *SHAPE)
+    for kind, field in (("exact", rest), ("shifted", shifted_displacement(rest))):
+        expected = [float((warp(bank.images[i : i + 1], field) - atlas).square().mean()) for i in range(3)]
+        assert sorted(histories[kind].loss[1:]) == pytest.approx(sorted(expected), rel=1e-5)
+    assert histories["exact"].val_loss.dropna().tolist() == histories["shifted"].val_loss.dropna().tolist()
 
 
 def test_the_history_of_a_long_training_has_means_in_its_rows(scans, tmp_path, monkeypatch):

@@ -149,6 +149,25 @@ def _heaviest(neighbours: list[torch.Tensor], fraction: torch.Tensor) -> torch.T
     return best
 
 
+def shifted_displacement(displacement: torch.Tensor) -> torch.Tensor:
+    """Return where published code that normalises by n - 1 and samples without ``align_corners`` really looks.
+
+    The training code of XMorpher, TransMatch and TransMorph (OASIS) maps x + u(x) to 2 (x + u(x)) / (n - 1) - 1 and
+    gives that to ``grid_sample`` with ``align_corners=False``, which reads it as (x + u(x)) n / (n - 1) - 1/2: with no
+    displacement at all the image is stretched, by half a voxel at its borders. ``warp(image, shifted_displacement(u))``
+    is that warp; no score uses it.
+
+    Parameters
+    ----------
+    displacement
+        (B, 3, D, H, W) in voxels; every axis has at least two.
+    """
+    shape = (displacement.shape[2], displacement.shape[3], displacement.shape[4])
+    position = identity_grid(shape, displacement.device, displacement.dtype) + displacement
+    extent = displacement.new_tensor(shape).view(1, 3, 1, 1, 1)
+    return displacement + position / (extent - 1) - 0.5
+
+
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Return the field that warps as ``first`` and then ``second`` do, in one resampling.
 

@@ -108,7 +108,8 @@ def train(
         See :func:`~dmir.training.devices.choose_device`.
     **settings
         Of :class:`~dmir.training.settings.TrainingSettings`: steps, validate_every, learning_rate, schedule,
-        similarity, window, regularisation, batch_size, gradient_clip, precision, pairs, keep, seed, deterministic.
+        similarity, window, regularisation, batch_size, gradient_clip, precision, pairs, warp, keep, compile,
+        seed, deterministic.
 
     Raises
     ------

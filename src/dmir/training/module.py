@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from dmir.errors import DmirError
-from dmir.fields import warp
+from dmir.fields import shifted_displacement, warp
 from dmir.training.data import ImageBank, derived_seed
 from dmir.training.objective import displacement_of
 from dmir.training.settings import TrainingSettings
@@ -41,6 +42,7 @@ class RegistrationModule(LightningModule):
     def __init__(self, network: nn.Module, bank: ImageBank, settings: TrainingSettings, first_step: int = 0) -> None:
         super().__init__()
         self.network = network
+        self.run: Callable[..., torch.Tensor] = torch.compile(network) if settings.compile else network
         self.bank = bank
         self.settings = settings
         self.objective = settings.objective()
@@ -69,8 +71,9 @@ class RegistrationModule(LightningModule):
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         moving = self.bank.images_of(batch[:, 0].tolist())
         fixed = self.bank.images_of(batch[:, 1].tolist())
-        displacement = displacement_of(self.network, moving, fixed, self.settings.precision)
-        terms = self.objective(fixed, warp(moving, displacement), displacement)
+        displacement = displacement_of(self.run, moving, fixed, self.settings.precision)
+        sampled = displacement if self.settings.warp == "exact" else shifted_displacement(displacement)
+        terms = self.objective(fixed, warp(moving, sampled), displacement)
         self._unread.append((self.step + 1, batch, [term.detach() for term in terms]))
         return terms[0]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import nn
 
 from dmir import losses
 
@@ -62,7 +61,9 @@ class Objective:
             return dissimilarity + self.regularisation * diffusion, similarity, diffusion
 
 
-def displacement_of(network: nn.Module, moving: torch.Tensor, fixed: torch.Tensor, precision: str) -> torch.Tensor:
+def displacement_of(
+    network: Callable[..., torch.Tensor], moving: torch.Tensor, fixed: torch.Tensor, precision: str
+) -> torch.Tensor:
     """Run the network, with its matrix products and convolutions in bfloat16 if asked; the field is float32.
 
     Parameters

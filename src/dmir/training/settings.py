@@ -14,6 +14,7 @@ CHOICES = {
     "schedule": ("constant", "cosine", "polynomial"),
     "precision": PRECISIONS,
     "pairs": ("atlas", "all"),
+    "warp": ("exact", "shifted"),
     "keep": ("best", "last"),
 }
 
@@ -40,9 +41,15 @@ class TrainingSettings:
     pairs
         ``"atlas"``: each training scan to the atlas. ``"all"``: all ordered pairs of training scans. Validation is
         to the atlas in both cases.
+    warp
+        In the loss. ``"exact"``: no displacement is no change. ``"shifted"``: as the published code of XMorpher,
+        TransMatch and TransMorph (OASIS), see :func:`~dmir.fields.shifted_displacement`; validation is exact.
     keep
         ``"best"`` weights (by validation Dice; between equals, and without labels, by validation loss) or the
         ``"last"``.
+    compile
+        Let torch write kernels for the network (``torch.compile``): minutes before the first step. The result may
+        differ in the last digits.
     seed
         Of the initial weights, the order of the pairs and all else that is random.
     deterministic
@@ -65,7 +72,9 @@ class TrainingSettings:
     gradient_clip: float = 0.0
     precision: str = "float32"
     pairs: str = "atlas"
+    warp: str = "exact"
     keep: str = "best"
+    compile: bool = False
     seed: int = 1
     deterministic: bool = False
 
