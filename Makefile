@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 GPUS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check format graph clean
+.PHONY: demo test check format graph architecture benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/snakemake --cores $(CORES) --resources gpu=$(GPUS)
@@ -42,6 +42,15 @@ format: .venv/.installed-for-tests
 # the picture of the workflow in the README
 graph: .venv/.installed
 	@$(BIN)/python workflow/rulegraph.py
+
+# the figure of the proposed network in the documentation
+architecture: .venv/.installed
+	$(BIN)/python docs/figures/draw_architecture.py
+
+# seconds, memory and work of every network and of the costly operations: tables, and files for later
+benchmark: .venv/.installed
+	$(BIN)/python benchmarks/networks.py --step --out benchmarks/results/networks.csv
+	$(BIN)/python benchmarks/operations.py --out benchmarks/results/operations.csv
 
 clean:
 	rm -rf results .snakemake

@@ -185,6 +185,17 @@ def test_other_spacing_and_shape_than_trained_on(weights, caplog):
     assert "trained on voxels of 1.5x1.5x1.5 mm, and these are 3x3x3 mm" in caplog.text
 
 
+def test_a_network_with_a_table_of_positions_registers_on_another_grid(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real networks
+    hyperparameters = {"convolutions": [4, 4], "patch": 2, "hidden": 8, "layers": 1, "heads": 1, "perceptron": 8}
+    hyperparameters |= {"bottleneck": 8, "decoder": [4, 4]}
+    network = networks.build("vit_v_net", (16, 16, 16), **hyperparameters)
+    path, grid = tmp_path / "vit.safetensors", Grid((16, 16, 16), AFFINE)
+    save_weights(path, network, name="vit_v_net", hyperparameters=network.hyperparameters, grid=grid)
+    field = register(image(1, (20, 24, 18)), image(2, (20, 24, 18)), path, device="cpu")
+    assert field.shape == (3, 20, 24, 18) and np.isfinite(field).all()
+
+
 def test_pairs_become_fields_and_records_and_failures_are_records_too(weights, tmp_path, caplog):
     paths = {
         name: tmp_path / "images" / f"{name}.nii.gz"

@@ -1,4 +1,4 @@
-"""The command ``dmir``: register two scans, score a field, check a configuration.
+"""The command ``dmir``: register two scans, score a field, check a configuration, convert published weights.
 
 Imports happen inside the commands: ``dmir check`` answers in a second because it loads no torch until it must.
 """
@@ -56,6 +56,22 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="tell what is wrong with a configuration before anything runs")
     check.add_argument("config", type=Path)
     check.set_defaults(run=_check)
+
+    convert = commands.add_parser("convert-weights", help="make a model of weights that a network's authors published")
+    convert.add_argument("weights", type=Path, help="state dict as torch saved it (.pt, .pth, .pth.tar)")
+    convert.add_argument("--network", required=True, help="voxelmorph, vit_v_net or transmorph")
+    convert.add_argument("--shape", required=True, type=int, nargs=3, help="grid it was trained on, in voxels")
+    convert.add_argument("--spacing", type=float, default=1.0, help="of that grid in mm (default 1)")
+    convert.add_argument("--out", required=True, type=Path, help="the model.safetensors to write")
+    convert.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyperparameters that are not the default, for instance window=[5,6,7]",
+    )
+    convert.set_defaults(run=_convert_weights)
 
     table = commands.add_parser("table", help="print a comparison table")
     table.add_argument("table", type=Path, help="results/tables/comparison.csv")
@@ -124,7 +140,8 @@ def _check(options: argparse.Namespace) -> None:
                 scan_table("table", path=configuration.table_path(cohort))
             except InputError as error:
                 problems.append(f"cohorts.{name}: {error}")
-    for name in configuration.methods:
+    studied = [row.name for study in ("ablation", "lambda_study") for row in configuration.variants(study)]
+    for name in dict.fromkeys([*configuration.methods, *studied]):
         settings = configuration.method(name)
         if isinstance(settings, Network):
             problems += _building(name, settings.algorithm, settings.network, configuration.grid.shape)
@@ -145,6 +162,45 @@ def _building(name: str, algorithm: str, hyperparameters: dict, shape: tuple[int
     except DmirError as error:
         return [f"settings.{name}.network: {error}"]
     return []
+
+
+def _convert_weights(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from dmir.networks import build
+    from dmir.networks.published import convert, read_state
+    from dmir.training.weights import save_weights
+    from dmir.volumes import Grid
+
+    if not 0.0 < options.spacing < float("inf"):
+        raise InputError("--spacing", found=str(options.spacing), expected="a positive number of mm")
+    network = build(options.network, shape=tuple(options.shape), **_hyperparameters(options.set))
+    network.load_state_dict(convert(read_state(options.weights), network))
+    grid = Grid(network.shape, np.diag([options.spacing] * 3 + [1.0]))  # type: ignore[arg-type]
+    save_weights(
+        options.out,
+        network,
+        name=options.network,
+        hyperparameters=network.hyperparameters,  # type: ignore[arg-type]
+        grid=grid,
+        cohort=f"published: {options.weights.name}",
+    )
+    count = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{options.out}: {options.network}, {count:,} parameters")
+
+
+def _hyperparameters(assignments: Sequence[str]) -> dict[str, object]:
+    """Read ``key=value`` pairs; a value is JSON, or else a word."""
+    result: dict[str, object] = {}
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key:
+            raise InputError("--set", found=repr(assignment), expected="KEY=VALUE")
+        try:
+            result[key] = json.loads(value)
+        except json.JSONDecodeError:
+            result[key] = value
+    return result
 
 
 def _table(options: argparse.Namespace) -> None:

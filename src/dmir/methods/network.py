@@ -89,7 +89,7 @@ def register(
     Raises
     ------
     InputError
-        The two grids differ, the weights cannot be used, or they do not fit this grid.
+        The two grids differ, or the weights cannot be used.
     """
     require_same_grid(fixed, moving, "the fixed image", "the moving image")
     if isinstance(weights, tuple):
@@ -98,7 +98,7 @@ def register(
         network.to(target)
     else:
         target = choose_device(device)
-        network, metadata = load_weights(weights, device=target, shape=fixed.shape)
+        network, metadata = load_weights(weights, device=target)
     _warn_of_spacing(metadata, fixed)
     with arithmetic(precision):
         displacement, _ = _timed(network, moving, fixed, target, precision)
@@ -206,11 +206,9 @@ class _Session:
 
     def __init__(self, folder: Path, weights: Path, device: torch.device, precision: str, warmup: bool) -> None:
         self.folder = folder
-        self.weights = weights
         self.device = device
         self.precision = precision
         self.network, self.metadata = load_weights(weights, device=device)
-        self.shape = tuple(self.metadata["grid"]["shape"])
         self._cold = warmup
         self._told_of_spacing = False
         self._fixed: dict[Path, Volume] = {}
@@ -244,7 +242,7 @@ class _Session:
         if outcome.reason or moving is None or fixed is None:
             return outcome
         with _failure_noted(outcome):
-            self._fit_to(fixed)
+            self._tell_of_spacing(fixed)
             if self._cold:
                 _timed(self.network, moving, fixed, self.device, self.precision)
                 self._cold = False
@@ -267,11 +265,8 @@ class _Session:
             outcome.displacement = None
         return outcome
 
-    def _fit_to(self, fixed: Volume) -> None:
-        """Build the network again when the pairs are on another grid than it was trained on."""
-        if fixed.shape != self.shape:
-            self.network, _ = load_weights(self.weights, device=self.device, shape=fixed.shape)
-            self.shape = fixed.shape
+    def _tell_of_spacing(self, fixed: Volume) -> None:
+        """Warn, once, of pairs on a grid that is finer or coarser than the one that it was trained on."""
         if not self._told_of_spacing:
             self._told_of_spacing = _warn_of_spacing(self.metadata, fixed)
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 NETWORKS: dict[str, str] = {
     "caml": "dmir.networks.caml:CAML",
     "voxelmorph": "dmir.networks.voxelmorph:VoxelMorph",
+    "vit_v_net": "dmir.networks.vit_v_net:ViTVNet",
+    "transmorph": "dmir.networks.transmorph:TransMorph",
+    "xmorpher": "dmir.networks.xmorpher:XMorpher",
+    "transmatch": "dmir.networks.transmatch:TransMatch",
 }
 """Name -> ``module:Class``; imported only when it is asked for."""
 
@@ -87,8 +91,10 @@ def build(name: str, shape: tuple[int, int, int], **hyperparameters: Any) -> nn.
     module, class_name = _location(name)
     network_class = getattr(importlib.import_module(module), class_name)
     shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-    network: nn.Module = network_class(shape, **hyperparameters)
     defaults = network_class.__init__.__kwdefaults__
+    for key, value in hyperparameters.items():
+        _require_kind(f"{key} of {name}", value, defaults[key])
+    network: nn.Module = network_class(shape, **hyperparameters)
     network.name = name  # type: ignore[assignment]
     network.shape = shape  # type: ignore[assignment]
     network.hyperparameters = {key: _plain(value) for key, value in {**defaults, **hyperparameters}.items()}  # type: ignore[assignment]
@@ -102,6 +108,26 @@ def _location(name: str) -> tuple[str, str]:
         )
     module, class_name = NETWORKS[name].split(":")
     return module, class_name
+
+
+def _require_kind(where: str, value: Any, default: Any) -> None:
+    """Refuse a hyperparameter of another kind than its default, before a constructor stumbles over it."""
+    if isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, (list, tuple)):
+        fits = isinstance(value, (list, tuple)) and all(_is_number(item) for item in value)
+        expected = "a list of numbers"
+    elif isinstance(default, str):
+        fits, expected = isinstance(value, str), "a word"
+    else:
+        fits = _is_number(value) and not (isinstance(default, int) and int(value) != value)
+        expected = "a whole number" if isinstance(default, int) else "a number"
+    if not fits:
+        raise InputError(where, found=repr(value), expected=f"{expected}, such as {_plain(default)!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from dmir.errors import InputError
 
 TILE_EDGE = 4  # tokens: 64 queries a tile fill the matrix units, more would waste products on masked keys
+MISSING_NEIGHBOUR = (2, 0, 2)  # of 3x3x3 windows: in raster order the 20th from 0, which XMorpher's code never fills
 SLAB_ELEMENTS = 2**24  # numbers copied for keys and values at a time (64 MB in float32)
 
 
@@ -167,6 +168,13 @@ class WindowMultiheadCrossAttention(nn.Module):
     mask_padding
         Keys beyond the border of the grid get no weight. False: they are what the projections make of zeros, and
         draw weight, as in the published code of XMorpher.
+    key_bias
+        The projection of the keys has a bias. A bias adds the same to all scores of a query, which softmax forgets,
+        if it is not all that padding is: by default there is one only where padding is not masked.
+    missing_neighbour
+        Of the 27 base windows of a search window, the one that :data:`MISSING_NEIGHBOUR` names is not seen, and zeros
+        are in its place: a slip of XMorpher's published code. As other zeros they draw weight unless padding is
+        masked. Needs search windows three times as large as base windows on each axis.
 
     Raises
     ------
@@ -181,17 +189,25 @@ class WindowMultiheadCrossAttention(nn.Module):
         window: Sequence[int] = (2, 2, 2),
         search_factor: Sequence[int] = (3, 3, 3),
         mask_padding: bool = True,
+        key_bias: bool | None = None,
+        missing_neighbour: bool = False,
     ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise InputError("heads", found=f"{heads} for {channels} channels", expected="a divisor of the channels")
+        if missing_neighbour and tuple(search_factor) != (3, 3, 3):
+            raise InputError(
+                "missing_neighbour",
+                found=f"search_factor {list(search_factor)}",
+                expected="[3, 3, 3], the 27 neighbours that it counts",
+            )
         self.heads = heads
         self.margin = search_margin(window, search_factor)
         self.window = tuple(window)
         self.mask_padding = mask_padding
+        self.missing_neighbour = missing_neighbour
         self.query = nn.Linear(channels, channels)
-        # A bias would add the same to all scores of a query, which softmax forgets, if it were not all that padding is.
-        self.key = nn.Linear(channels, channels, bias=not mask_padding)
+        self.key = nn.Linear(channels, channels, bias=not mask_padding if key_bias is None else key_bias)
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
 
@@ -250,31 +266,46 @@ class WindowMultiheadCrossAttention(nn.Module):
     ) -> torch.Tensor:
         # Images and heads stand in one place, so that a mask a tile, (tiles, 1, queries, keys), serves them all.
         mask = self._outside_search_window(tile, query) + window_area_division(beyond, tile, self.margin).mT
+        key, value = window_area_division(key, tile, self.margin), window_area_division(value, tile, self.margin)
+        if self.missing_neighbour and not self.mask_padding:
+            key, value, mask = self._with_zeros(key, value, mask)
         with torch.autocast(query.device.type, enabled=False):  # it would undo the promotion to float32 on CPUs
-            answer = F.scaled_dot_product_attention(
-                window_division(query, tile),
-                window_area_division(key, tile, self.margin),
-                window_area_division(value, tile, self.margin),
-                attn_mask=mask,
-            )
+            answer = F.scaled_dot_product_attention(window_division(query, tile), key, value, attn_mask=mask)
         return merge_windows(answer, tile, query.shape[1:4])
+
+    def _with_zeros(
+        self, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Append what a window of zeros is after projection: one key, the bias, that counts as often as it has tokens.
+
+        n times the weight exp(score) is exp(score + log n).
+        """
+        extended = []
+        for areas, projection in ((key, self.key), (value, self.value)):
+            zeros = areas.new_zeros(self.heads, areas.shape[3])
+            if projection.bias is not None:
+                zeros = zeros + projection.bias.to(areas.dtype).view_as(zeros)
+            zeros = zeros.repeat(areas.shape[1] // self.heads, 1)[None, :, None]
+            extended.append(torch.cat([areas, zeros.expand(areas.shape[0], -1, -1, -1)], dim=2))
+        return extended[0], extended[1], F.pad(mask, [0, 1], value=math.log(math.prod(self.window)))
 
     def _beyond_border(self, query: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Return what to add to the scores of each key, padded as keys are: (1, D, H, W, 1)."""
-        outside = _never(query.dtype) if self.mask_padding else 0.0
+        outside = never(query.dtype) if self.mask_padding else 0.0
         beyond = query.new_full((1, *query.shape[1:4], 1), outside)
         beyond[:, : shape[0], : shape[1], : shape[2]] = 0.0
         return F.pad(beyond, _spatial_padding(self.margin, self.margin), value=outside)
 
     def _outside_search_window(self, tile: list[int], query: torch.Tensor) -> torch.Tensor:
         """Return what to add to the score of a query and a key of one tile's area: (queries, keys)."""
-        inside = torch.ones(1, 1)
-        for edge, margin, extent in zip(self.window, self.margin, tile, strict=True):
+        inside, missing = torch.ones(1, 1), torch.full((1, 1), float(self.missing_neighbour))
+        for edge, margin, extent, neighbour in zip(self.window, self.margin, tile, MISSING_NEIGHBOUR, strict=True):
             start = torch.arange(extent)[:, None] // edge * edge
             position = torch.arange(extent + 2 * margin)[None]
             reached = (position >= start) & (position < start + edge + 2 * margin)
             inside = torch.kron(inside, reached.float())
-        return (1.0 - inside).to(query) * _never(query.dtype)
+            missing = torch.kron(missing, ((position - start) // edge == neighbour).float())
+        return (1.0 - inside + missing).to(query) * never(query.dtype)
 
     def _tile(self, shape: Sequence[int]) -> list[int]:
         """Return the edges of a tile: whole windows, about ``TILE_EDGE`` tokens, no more than the grid needs."""
@@ -308,7 +339,7 @@ class WindowMultiheadCrossAttention(nn.Module):
         return max(1, SLAB_ELEMENTS // (2 * windows * area * query.shape[0] * query.shape[4]))
 
 
-def _never(dtype: torch.dtype) -> float:
+def never(dtype: torch.dtype) -> float:
     """Return a score that has no weight beside any other.
 
     Finite, because a row of nothing but -inf, as the padding's own queries may have, gives NaN gradients; a quarter of

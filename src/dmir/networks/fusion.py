@@ -23,10 +23,12 @@ class BlockSettings:
 
     Parameters
     ----------
-    window, search_factor, mask_padding
+    window, search_factor, mask_padding, key_bias, missing_neighbour
         See :class:`dmir.networks.attention.WindowMultiheadCrossAttention`.
     mlp_ratio
         Width of the perceptron's hidden layer, in channels.
+    normalise_context
+        Keys and values come of normalised tokens, as queries do. False: of the tokens as they are, as in XMorpher.
     checkpointing
         Keep only the tokens between blocks in training, and compute the rest again for the gradient.
     """
@@ -36,6 +38,9 @@ class BlockSettings:
     mask_padding: bool = True
     mlp_ratio: float = 4.0
     checkpointing: bool = False
+    key_bias: bool | None = None
+    missing_neighbour: bool = False
+    normalise_context: bool = True
 
 
 def exchange(pair: torch.Tensor) -> torch.Tensor:
@@ -63,8 +68,15 @@ class FeatureFusionModule(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.attention = WindowMultiheadCrossAttention(
-            channels, heads, settings.window, settings.search_factor, settings.mask_padding
+            channels,
+            heads,
+            settings.window,
+            settings.search_factor,
+            settings.mask_padding,
+            settings.key_bias,
+            settings.missing_neighbour,
         )
+        self.normalise_context = settings.normalise_context
         if finer_channels is not None:
             self.projection = nn.Sequential(nn.LayerNorm(finer_channels), nn.Linear(finer_channels, channels))
             self.fusion = nn.Linear(2 * channels, channels)
@@ -80,9 +92,10 @@ class FeatureFusionModule(nn.Module):
             (2B, D, H, W, finer_channels), the finer level pooled to this grid; None where there is no finer level.
         """
         own = self.norm(tokens)
+        other = exchange(own if self.normalise_context else tokens)
         if finer is None:
-            return self.attention(own, exchange(own))[0]
-        answers = self.attention(own, exchange(own), exchange(self.projection(finer)))
+            return self.attention(own, other)[0]
+        answers = self.attention(own, other, exchange(self.projection(finer)))
         return self.fusion(torch.cat(answers, dim=-1))
 
 

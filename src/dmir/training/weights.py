@@ -91,8 +91,8 @@ def load_weights(
     device
         Where the network goes.
     shape
-        Grid (D, H, W) to build it for; by default the one it was trained on. Convolutional networks fit any that
-        their strides divide; networks with position tables fit only their own.
+        Grid (D, H, W) to build it for; by default the one it was trained on. Once built, a network works on any;
+        tables of positions, which ViT-V-Net has, are of the one that it was built for.
 
     Returns
     -------

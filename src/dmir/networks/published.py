@@ -1,0 +1,333 @@
+"""Published weights: what the authors' code of a network saved, as weights of the network here.
+
+For VoxelMorph (both layouts of its torch code), ViT-V-Net and TransMorph. Each network has a table that says, for each
+of its tensors, which published one it is; what is left over on either side is refused, so that nothing is lost or left
+untrained in silence.
+
+All three agree with the fields here: component k of what they call flow is the displacement along array axis k, in
+voxels, and the warped image is the moving one at x + u(x). What the weights cannot tell is the images that they expect:
+how their axes lie, their grid, and the range of their intensities are those of the authors' preprocessing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dmir.errors import InputError
+from dmir.networks.swin import relative_position_index
+
+CONVERTIBLE = ("voxelmorph", "vit_v_net", "transmorph")
+WRAPPERS = ("state_dict", "model_state")  # where checkpoints keep the state dict, beside the optimiser's and others
+WARPER_GRID = r"(.+\.)?grid"  # the voxel coordinates that a spatial transformer keeps
+NAMED = 3  # keys named in a message, of many
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor comes from: its published key, and what is to be done to it.
+
+    Parameters
+    ----------
+    key
+        In the published state dict.
+    change
+        Given the published tensor, returns ours; by default the same.
+    """
+
+    key: str
+    change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach
+
+
+@dataclass(frozen=True)
+class Table:
+    """What becomes of a published state dict.
+
+    Parameters
+    ----------
+    sources
+        For each tensor of the network here, where it comes from.
+    unused
+        Patterns of published keys that carry nothing, and what they must be: a shape, a tensor, or None for anything.
+    """
+
+    sources: Mapping[str, Source]
+    unused: Mapping[str, tuple[int, ...] | torch.Tensor | None]
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a published state dict; no code in the file is run.
+
+    Parameters
+    ----------
+    path
+        What ``torch.save`` wrote: a state dict, or a dict that has one as ``"state_dict"`` or ``"model_state"``. The
+        prefix ``module.`` of models that were trained in parallel is taken off.
+
+    Returns
+    -------
+    dict
+        Key to tensor, on the CPU.
+
+    Raises
+    ------
+    InputError
+        The file is missing or cut short, needs code to be read, or holds no state dict.
+    """
+    path = Path(path)
+    expected = "published weights: a state dict of tensors, saved by torch"
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected=expected, remedy="Check the path.")
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds: whatever a damaged or foreign file brings about
+        raise InputError(
+            path,
+            found=f"a file that cannot be read as tensors alone{_code_needed(error)}",
+            expected=expected,
+            remedy="Files that hold code are never run. Where you trust it, open it with its authors' code and save "
+            "only its tensors: torch.save(model.state_dict(), path).",
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    held = content.items() if isinstance(content, Mapping) else ()
+    if not held or not all(isinstance(key, str) and torch.is_tensor(tensor) for key, tensor in held):
+        raise InputError(path, found=f"a {type(content).__name__} of other things", expected=expected)
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
+
+
+def convert(state: State, network: nn.Module) -> dict[str, torch.Tensor]:
+    """Turn a published state dict into one that ``network.load_state_dict`` takes.
+
+    Parameters
+    ----------
+    state
+        Of :func:`read_state`.
+    network
+        A network that :func:`dmir.networks.build` built with the hyperparameters of the published one, for its grid.
+
+    Returns
+    -------
+    dict
+        Key to tensor, complete.
+
+    Raises
+    ------
+    InputError
+        There is no table for the network; or tensors are missing, left over, or of another shape.
+    """
+    name = str(network.name)
+    tables = {"voxelmorph": _voxelmorph, "vit_v_net": _vit_v_net, "transmorph": _transmorph}
+    if name not in tables:
+        raise InputError("network", found=repr(name), expected=f"one of {', '.join(CONVERTIBLE)}")
+    table = tables[name](network)
+    _require_complete(state, table, network)
+    converted = {}
+    for key, wanted in network.state_dict().items():
+        source = table.sources[key]
+        try:
+            tensor = source.change(state[source.key])
+        except RuntimeError:  # it has not even the number of elements or axes that the change needs
+            tensor = state[source.key]
+        if tensor.shape != wanted.shape:
+            raise _of_another_shape(
+                network, source.key, state[source.key], f"what makes {key} of shape {tuple(wanted.shape)}"
+            )
+        converted[key] = tensor.to(wanted.dtype).clone()
+    return converted
+
+
+def _require_complete(state: State, table: Table, network: nn.Module) -> None:
+    """Refuse what is missing and what is left over, on either side."""
+    wanted = network.state_dict().keys()
+    assert wanted == table.sources.keys(), f"table out of step: {sorted(wanted ^ table.sources.keys())[:NAMED]}"
+    used = {source.key for source in table.sources.values()}
+    left = [key for key in state if key not in used and not _carries_nothing(key, state[key], table, network)]
+    missing = [key for key in used if key not in state]
+    if left or missing:
+        found = [_listed(keys, kind) for keys, kind in ((missing, "missing"), (left, "unknown")) if keys]
+        raise InputError(
+            f"published weights of {network.name}",
+            found=" and ".join(found),
+            expected=f"{len(used)} tensors, as the network with these hyperparameters was published",
+            remedy="Check the network's name and its hyperparameters.",
+        )
+
+
+def _carries_nothing(key: str, tensor: torch.Tensor, table: Table, network: nn.Module) -> bool:
+    """Tell whether a key is one of those that are left out; if so, it must be what the network here makes itself."""
+    for pattern, due in table.unused.items():
+        if re.fullmatch(pattern, key) is None:
+            continue
+        shape = tuple(due.shape) if isinstance(due, torch.Tensor) else due
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise _of_another_shape(network, key, tensor, f"shape {shape}")
+        if isinstance(due, torch.Tensor) and not torch.equal(tensor, due):
+            raise InputError(
+                f"published weights of {network.name}",
+                found=f"{key} of other values",
+                expected="those that follow from the hyperparameters",
+                remedy="Give the hyperparameters that it was trained with, axes in the same order.",
+            )
+        return True
+    return False
+
+
+def _of_another_shape(network: nn.Module, key: str, tensor: torch.Tensor, expected: str) -> InputError:
+    return InputError(
+        f"published weights of {network.name}",
+        found=f"{key} of shape {tuple(tensor.shape)}",
+        expected=expected,
+        remedy="Give the grid and the hyperparameters that it was trained with.",
+    )
+
+
+def _listed(keys: Iterable[str], kind: str) -> str:
+    names = sorted(keys)
+    more = ", ..." if len(names) > NAMED else ""
+    return f"{len(names)} tensors {kind} ({', '.join(names[:NAMED])}{more})"
+
+
+def _layer(ours: str, theirs: str, *names: str) -> dict[str, Source]:
+    """A layer of the same tensors in both: weight and bias, unless they are named."""
+    return {f"{ours}.{name}": Source(f"{theirs}.{name}") for name in names or ("weight", "bias")}
+
+
+def _voxelmorph(network: Any) -> Table:
+    """VoxelMorph's torch code: since 2021 ``encoder``, ``decoder``, ``remaining``; before, and beside TransMorph,
+    ``downarm``, ``uparm``, ``extras``.
+
+    The field is that of the authors' code without integration. With it, the velocity is; the code halves and doubles
+    its values where grids of n and n / 2 voxels with the same corners differ by (n - 1) / (n / 2 - 1), as they are
+    scaled here, and it composes with zeros beyond the border, not with the border's values.
+    """
+    pools = network.hyperparameters["downsampling"] == "pool"
+    if pools:
+        down, up, full, convolution = "encoder", "decoder", "remaining", ".0.main"
+    else:
+        down, up, full, convolution = "downarm", "uparm", "extras", ".main"
+    depth = len(network.encoder)
+    sources: dict[str, Source] = {}
+    for index in range(depth):
+        sources |= _layer(f"encoder.{index}.convolution", f"unet_model.{down}.{index}{convolution}")
+    # what follows an upsampling is one block here: the next level's convolution, and the first at full resolution
+    after = [f"unet_model.{up}.{index}{convolution}" for index in range(depth)] + [f"unet_model.{full}.0.main"]
+    for ours, theirs in zip(["bottom", *(f"upsampling.{index}" for index in range(depth))], after, strict=True):
+        sources |= _layer(f"{ours}.convolution", theirs)
+    for index in range(len(network.full_resolution)):
+        sources |= _layer(f"full_resolution.{index}.convolution", f"unet_model.{full}.{index + 1}.main")
+    return Table(sources | _layer("head", "flow"), {WARPER_GRID: None})
+
+
+def _vit_v_net(network: Any) -> Table:
+    """ViT-V-Net's code: the positions are a table of tokens in raster order, (1, tokens, hidden)."""
+    embeddings = "transformer.embeddings"
+    cnn = f"{embeddings}.hybrid_model"
+    sources: dict[str, Source] = {}
+    for index in range(len(network.convolutions)):
+        theirs = f"{cnn}.down{index}.maxpool_conv.1.double_conv" if index else f"{cnn}.inc.double_conv"
+        sources |= _layer(f"convolutions.{index}.first", f"{theirs}.0")
+        sources |= _layer(f"convolutions.{index}.second", f"{theirs}.2")
+    grid = network.transformer.position.shape[2:]
+    sources |= _layer("transformer.embedding", f"{embeddings}.patch_embeddings")
+    sources["transformer.position"] = Source(
+        f"{embeddings}.position_embeddings", lambda table: table.mT.unflatten(2, tuple(grid))
+    )
+    pairs = {"attention_norm": "attention_norm", "perceptron_norm": "ffn_norm", "widen": "ffn.fc1", "narrow": "ffn.fc2"}
+    pairs |= {"query": "attn.query", "key": "attn.key", "value": "attn.value", "output": "attn.out"}
+    for index in range(len(network.transformer.layers)):
+        for ours, theirs in pairs.items():
+            sources |= _layer(f"transformer.layers.{index}.{ours}", f"transformer.encoder.layer.{index}.{theirs}")
+    sources |= _layer("transformer.norm", "transformer.encoder.encoder_norm")
+    sources |= _with_batch_norm("bottleneck", "decoder.conv_more")
+    for index in range(len(network.decoder)):
+        sources |= _with_batch_norm(f"decoder.{index}.joining", f"decoder.blocks.{index}.conv1")
+        sources |= _with_batch_norm(f"decoder.{index}.second", f"decoder.blocks.{index}.conv2")
+    # a table of as many tokens can be that of another grid: the warper's tells
+    return Table(sources | _layer("head", "reg_head.0"), {WARPER_GRID: (1, 3, *network.shape)})
+
+
+def _with_batch_norm(ours: str, theirs: str) -> dict[str, Source]:
+    statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return _layer(f"{ours}.convolution", f"{theirs}.0", "weight") | _layer(f"{ours}.norm", f"{theirs}.1", *statistics)
+
+
+def _transmorph(network: Any) -> Table:
+    """TransMorph's code, for IXI (field at full resolution) and OASIS (at half).
+
+    The order of the corners in a merging and of the rows of position biases is the same in both. The buffers of row
+    numbers follow from the window. For OASIS a convolution of the code, ``c2``, is never called.
+    """
+    levels = len(network.encoder.stages)
+    sources = _layer("encoder.embedding.convolution", "transformer.patch_embed.proj")
+    sources |= _layer("encoder.embedding.norm", "transformer.patch_embed.norm")
+    for level, stage in enumerate(network.encoder.stages):
+        for index in range(len(stage.blocks)):
+            sources |= _swin_block(
+                f"encoder.stages.{level}.blocks.{index}",
+                f"transformer.layers.{level}.blocks.{index}",
+                stage.blocks[index],
+            )
+        sources |= _layer(f"encoder.norms.{level}", f"transformer.norm{level}")
+    for level in range(levels - 1):
+        theirs = f"transformer.layers.{level}.downsample"
+        sources |= _layer(f"encoder.merging.{level}.norm", f"{theirs}.norm")
+        sources |= _layer(f"encoder.merging.{level}.reduction", f"{theirs}.reduction", "weight")
+    blocks = [f"decoder.{index}" for index in range(levels - 1)] + ["to_half"]
+    sources |= _layer("half_skip.convolution", "c1.0", "weight")
+    rows = relative_position_index(tuple(network.hyperparameters["window"]))
+    unused: dict[str, tuple[int, ...] | torch.Tensor | None] = {
+        WARPER_GRID: None,
+        r".+\.relative_position_index": rows,
+    }
+    if network.full_resolution:
+        blocks.append("to_full")
+        sources |= _layer("full_skip.convolution", "c2.0", "weight")
+    else:
+        unused[r"c2\.0\.weight"] = (network.head.in_channels, 2, 3, 3, 3)
+    for index, ours in enumerate(blocks):
+        sources |= _layer(f"{ours}.joining", f"up{index}.conv1.0", "weight")
+        sources |= _layer(f"{ours}.second.convolution", f"up{index}.conv2.0", "weight")
+    return Table(sources | _layer("head", "reg_head.0"), unused)
+
+
+def _swin_block(ours: str, theirs: str, block: Any) -> dict[str, Source]:
+    """A block of a Swin transformer, whose projection to queries, keys and values is one layer in the code."""
+    sources = {f"{ours}.attention.position_bias": Source(f"{theirs}.attn.relative_position_bias_table")}
+    pairs = {"attention_norm": "norm1", "attention.output": "attn.proj", "perceptron_norm": "norm2"}
+    pairs |= {"perceptron.widen": "mlp.fc1", "perceptron.narrow": "mlp.fc2"}
+    for our_layer, their_layer in pairs.items():
+        sources |= _layer(f"{ours}.{our_layer}", f"{theirs}.{their_layer}")
+    for name, _ in block.attention.query.named_parameters():
+        sources[f"{ours}.attention.query.{name}"] = Source(f"{theirs}.attn.qkv.{name}", lambda qkv: qkv.chunk(3)[0])
+        sources[f"{ours}.attention.key_value.{name}"] = Source(
+            f"{theirs}.attn.qkv.{name}", lambda qkv: torch.cat(qkv.chunk(3)[1:])
+        )
+    return sources
+
+
+def _numbers() -> list[Any]:
+    """What a pickle needs to hold numpy numbers, as checkpoints do beside the weights: data, and nothing that runs."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
+    # older numpy pickled under another module's name
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+def _code_needed(error: Exception) -> str:
+    """Return the name of the first class or function that a pickle calls for, in words."""
+    # torch's own message advises to run the code
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return f": it calls for {name[1]}" if name else ""
