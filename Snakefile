@@ -65,9 +65,7 @@ rule evaluate_all:
 
 rule report_all:
     input:
-        collect(
-            "<results>/tables/{table}.csv", table=["comparison", *structure_tables()]
-        ),
+        collect("<results>/tables/{table}.csv", table=tables()),
         collect("<results>/figures/{figure}.png", figure=figures()),
     localrule: True
 

@@ -305,12 +305,16 @@ def training_threads():
     return max(1, min(8, cores // max(1, len(networks) * len(models))))
 
 
-def structure_tables():
-    """Return one table of structures and one of Dice by structure for each cohort."""
+def tables():
+    """Return the names of all tables."""
     return [
-        f"{kind}_{cohort}"
-        for kind in ("structures", "dice_by_structure")
-        for cohort in configuration.test_on
+        "comparison",
+        *(
+            f"{kind}_{cohort}"
+            for kind in ("structures", "dice_by_structure")
+            for cohort in configuration.test_on
+        ),
+        *([f"trainings_{configuration.train_on}"] if networks else []),
     ]
 
 
@@ -383,14 +387,19 @@ def rows_of_study(wildcards):
     return {row.name: row.changes for row in studies[wildcards.study]}
 
 
-def histories(wildcards):
-    """Return the training history of every model of a cohort."""
+def of_every_model(wildcards, name):
+    """Return one file of every model of a cohort."""
     folder = f"{configuration.results}/models/{wildcards.cohort}"
-    return [
-        f"{folder}/{method}/{model}/history.csv"
-        for method in networks
-        for model in models
-    ]
+    return [f"{folder}/{run}/{name}" for run in runs(networks)]
+
+
+def histories(wildcards):
+    return of_every_model(wildcards, "history.csv")
+
+
+def summaries(wildcards):
+    """Return what was measured while each model was trained."""
+    return of_every_model(wildcards, "training.json")
 
 
 def report_files():
@@ -399,10 +408,7 @@ def report_files():
     return [
         f"{results}/scores/pairs.csv",
         *(f"{results}/preprocessed/{cohort}/quality.csv" for cohort in used_cohorts),
-        *(
-            f"{results}/tables/{table}.html"
-            for table in ["comparison", *structure_tables()]
-        ),
+        *(f"{results}/tables/{table}.html" for table in tables()),
         *(f"{results}/figures/{figure}.svg" for figure in figures()),
     ]
 

@@ -174,6 +174,38 @@ rule dice_against_folding:
         "../workflow/scripts/dice_against_folding.py"
 
 
+rule training_table:
+    input:
+        histories=histories,
+        summaries=summaries,
+    output:
+        html=report(
+            "<results>/tables/trainings_{cohort}.html",
+            category="Training",
+            labels={"table": "trainings", "cohort": "{cohort}"},
+            caption="../workflow/report/training_table.rst",
+        ),
+        csv="<results>/tables/trainings_{cohort}.csv",
+        md="<results>/tables/trainings_{cohort}.md",
+        tex="<results>/tables/trainings_{cohort}.tex",
+    log:
+        "<logs>/training_table/{cohort}.log",
+    benchmark:
+        "<benchmarks>/training_table/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_hash(
+            "dmir.report.tables", "dmir.report.curves", "dmir.report.writing"
+        ),
+    script:
+        "../workflow/scripts/training_table.py"
+
+
 rule training_curves:
     input:
         histories=histories,

@@ -35,6 +35,7 @@ from dmir.report.tables import (
     format_for_terminal,
     structure_scores,
     structure_table,
+    training_table,
     write_table,
 )
 from dmir.report.tradeoffs import dice_against_folding, dice_against_time
@@ -748,3 +749,16 @@ def test_html_holds_the_cells_and_executes_nothing(tmp_path):
     page = write_table(table, tmp_path / "t", caption="A & B")[3].read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "A &amp; B" in page
     assert "<b>0.750</b>" in page and "0.500" in page
+
+
+def test_the_table_of_trainings_says_what_was_gained_and_what_it_cost():
+    history = pd.DataFrame({"step": [0, 1, 2, 3, 4], "val_dice": [0.5, np.nan, 0.7, np.nan, 0.6]})
+    summary = {"parameters": 12, "steps": 4, "kept_step": 2, "seconds": 10.0, "peak_memory_mb": 3.5}
+    summary |= {"device": "cpu (x)", "threads": 1, "precision": "bf16"}
+    table = training_table({("caml", "seed1"): (history, summary)})
+    row = table.iloc[0]
+    assert (row["val_dice_before"], row["val_dice"], row["kept_step"]) == (0.5, 0.7, 2)
+    assert row["seconds_a_step"] == 2.5 and row["parameters"] == 12
+    assert "bf16" in table.attrs["note"] and "cpu (x)" in table.attrs["note"]
+    with pytest.raises(InputError, match="val_dice"):
+        training_table({("caml", "seed1"): (history[["step"]], summary)})

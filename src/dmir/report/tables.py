@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -27,6 +29,7 @@ __all__ = [
     "format_for_terminal",
     "structure_scores",
     "structure_table",
+    "training_table",
     "write_table",
 ]
 
@@ -155,6 +158,56 @@ def structure_table(structures: pd.DataFrame) -> pd.DataFrame:
         [{"name": name, **ids} for name, ids in groups.items()], columns=["name", "left", "right", "both"]
     )
     return table.astype({"left": "Int64", "right": "Int64", "both": "Int64"})
+
+
+def training_table(models: Mapping[tuple[str, str], tuple[pd.DataFrame, Mapping[str, Any]]]) -> pd.DataFrame:
+    """List the trainings: what each model cost, and what it brought on the validation scans.
+
+    Parameters
+    ----------
+    models
+        By (method, model): the training's history, and what its ``training.json`` says.
+
+    Returns
+    -------
+    DataFrame
+        A row a model: method, model, parameters, steps, ``val_dice_before`` (of the untrained network), ``val_dice``
+        (of the weights that were kept), ``kept_step``, ``seconds_a_step``, ``training_seconds``,
+        ``training_memory_mb``.
+
+    Raises
+    ------
+    InputError
+        A history lacks a column.
+    """
+    rows = []
+    for (method, model), (history, summary) in models.items():
+        require_columns(history, {"step", "val_dice"}, f"the history of {method}/{model}")
+        validated = history.dropna(subset="val_dice").set_index("step")["val_dice"]
+        rows.append(
+            {
+                "method": method,
+                "model": model,
+                "parameters": int(summary["parameters"]),
+                "steps": int(summary["steps"]),
+                "val_dice_before": float(validated.get(0, math.nan)),
+                "val_dice": float(validated.get(summary["kept_step"], math.nan)),
+                "kept_step": int(summary["kept_step"]),
+                "seconds_a_step": float(summary["seconds"]) / int(summary["steps"]),
+                "training_seconds": float(summary["seconds"]),
+                "training_memory_mb": float(summary["peak_memory_mb"]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    summaries = [summary for _, summary in models.values()]
+    devices = sorted({f"{summary['device']}, {summary['threads']} thread(s)" for summary in summaries})
+    precisions = sorted({str(summary["precision"]) for summary in summaries})
+    table.attrs["note"] = (
+        "Validation Dice is the mean over the validation scans, labels warped by nearest interpolation, before the "
+        "first step and of the weights that are kept. Training time and memory include validation; measured on "
+        f"{' / '.join(devices)}, precision {' / '.join(precisions)}."
+    )
+    return table
 
 
 def structure_scores(

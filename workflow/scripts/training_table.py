@@ -1,0 +1,19 @@
+"""List the trainings of a cohort's models: what each cost, and what it brought."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import json
+
+    from dmir.report.curves import read_history
+    from dmir.report.tables import training_table
+    from dmir.report.writing import write_table
+
+    models = {}
+    for history, summary in zip(map(Path, snakemake.input.histories), snakemake.input.summaries, strict=True):
+        records = json.loads(Path(summary).read_text())
+        models[history.parts[-3], history.parts[-2]] = read_history(history), records
+    caption = f"Trainings on {snakemake.wildcards.cohort}."
+    write_table(training_table(models), Path(snakemake.output.csv).with_suffix(""), caption=caption)
