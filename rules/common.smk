@@ -449,9 +449,6 @@ def write_report():
         "--nolock",
         "--quiet",
         "all",
-        "--",
-        "all",
-        *finished_studies(),
     ]
     subprocess.run(
         [
@@ -462,6 +459,9 @@ def write_report():
             used,
             "--report",
             report_path,
+            "--",
+            "all",
+            *finished_studies(),
         ],
         check=True,
     )
