@@ -192,6 +192,8 @@ def test_the_figure_of_the_ablation_has_a_dot_a_part_and_combination():
     for line, name in zip(dots, ("CAML", "RBSC", "CARSC"), strict=True):
         black = line.get_facecolors()[:, 0] == 0
         assert black.tolist() == table.loc[table["cohort"] == "c2", name].tolist()
+    assert [axis.get_ylabel() for axis in figure.axes[:8:2]] == ["Dice", "|J|≤0, %", "s a pair", "training, MB"]
+    assert [label.get_text() for label in figure.axes[8].get_yticklabels()] == ["CAML", "RBSC", "CARSC"]
     heights = [bar.get_height() for bar in figure.axes[4].patches]
     assert heights == [2.0] * 8  # seconds a pair
 

@@ -24,6 +24,7 @@ ABLATION_PANELS = {
     "seconds": "s a pair",
     "training_memory_mb": "training, MB",
 }
+LEFT_OUT = ["models", "nonpositive_jacobian_central", "sdlogj", "tc_deviation"]  # the comparison table has them
 LAMBDA_PANELS = {"dice": "Dice", "nonpositive_jacobian_forward": "|J|≤0, forward, %"}
 
 
@@ -76,7 +77,7 @@ def study_table(
         }
         cohort = row.pop("cohort")
         records.append({"cohort": cohort, **changes, **row, **cost, "method": method})
-    table = pd.DataFrame(records).drop(columns=["models"])
+    table = pd.DataFrame(records).drop(columns=LEFT_OUT)
     trained = [summary for group in summaries.values() for summary in group]
     table.attrs["note"] = "\n\n".join([str(compared.attrs["note"]), _training_note(trained)])
     return table
@@ -119,13 +120,13 @@ def ablation_figure(table: pd.DataFrame, switches: Sequence[str]) -> Figure:
     figure = new_figure(min(PAGE_WIDTH, (COLUMN_WIDTH + 0.6) * len(cohorts)), 4.6)
     heights = [2.2, 1, 1, 1, 0.28 * len(names)]
     axes = figure.subplots(5, len(cohorts), sharex=True, squeeze=False, height_ratios=heights)
-    for column, cohort in zip(axes.T, cohorts, strict=True):
+    for place, (column, cohort) in enumerate(zip(axes.T, cohorts, strict=True)):
         part = table[table["cohort"] == cohort].reset_index(drop=True)
         for axis, (name, label) in zip(column, ABLATION_PANELS.items(), strict=False):
             _draw_bars(axis, part, name)
-            axis.set_ylabel(label if column is axes.T[0] else "")
+            axis.set_ylabel(label if place == 0 else "")
         column[0].set_title(str(cohort), loc="left")
-        _draw_switches(column[-1], part, names, labelled=column is axes.T[0])
+        _draw_switches(column[-1], part, names, labelled=place == 0)
     figure.align_ylabels()
     return figure
 
@@ -140,6 +141,7 @@ def _draw_bars(axis: Axes, part: pd.DataFrame, name: str) -> None:
         axis.scatter(np.arange(len(part)), values, c=list(colours), s=26, edgecolor="black", linewidth=0.5, zorder=3)
     else:
         axis.bar(np.arange(len(part)), values, width=0.6, color=list(colours))
+        axis.set_ylim(0, max(1.1 * float(np.nanmax(values, initial=0.0)), 1e-3))
     axis.grid(axis="y")
     axis.tick_params(axis="x", length=0)
 
