@@ -190,7 +190,7 @@ def lambda_figure(table: pd.DataFrame) -> Figure:
 
 
 def _base(methods: pd.Series) -> str:
-    """Return the network's own name of the names of its variants: the shortest."""
+    """Return the method that variants are named after: what stands before their lambda."""
     return str(methods.iloc[0]).split("-lambda-")[0]
 
 
