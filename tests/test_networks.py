@@ -388,12 +388,14 @@ def test_what_is_carried_to_the_second_stage_moves_with_the_image():
     assert _coarsened(varying, 4)[0, 0, 0, 0].tolist() == [1.5 / 4, 5.5 / 4, 9.5 / 4, 13.5 / 4]
 
 
-def test_checkpointing_changes_no_gradient():
-    moving, fixed = images(12, 16, 14)
+@pytest.mark.parametrize("name", [name for name in NAMES if "checkpointing" in hyperparameter_names(name)])
+def test_checkpointing_changes_no_gradient(name):
+    moving, fixed = images(16, 20, 14, batch=2)
+    dropped = {"dropout": 0.5} if name == "vit_v_net" else {"drop_path": 0.5}
     results = []
     for checkpointing in (False, True):
-        network = awake(small("caml", checkpointing=checkpointing, drop_path=0.5)).train()
-        torch.manual_seed(5)  # the same blocks are dropped
+        network = awake(small(name, checkpointing=checkpointing, **dropped)).train()
+        torch.manual_seed(5)  # the same blocks, or numbers, are dropped
         network(moving, fixed).square().mean().backward()
         results.append([p.grad for p in network.parameters()])
     for one, other in zip(*results, strict=True):

@@ -130,19 +130,6 @@ def test_one_token_can_be_trained_on():
     assert int(network.decoder[0].joining.norm.num_batches_tracked) == 1
 
 
-def test_checkpointing_changes_no_gradient():
-    moving, fixed = images(32, 32, 16, batch=2)
-    results = []
-    for checkpointing in (False, True):
-        network = small(checkpointing=checkpointing)
-        unsettle(network)
-        torch.manual_seed(5)  # the same numbers are dropped
-        network.train()(moving, fixed).square().mean().backward()
-        results.append([p.grad for p in network.parameters()])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

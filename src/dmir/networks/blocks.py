@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dmir.errors import InputError
 
@@ -61,6 +62,64 @@ def require_pair(moving: torch.Tensor, fixed: torch.Tensor) -> None:
             found=f"shapes {tuple(moving.shape)} and {tuple(fixed.shape)}",
             expected="two equal shapes (B, 1, D, H, W)",
         )
+
+
+def require_levels(**sizes: Sequence[int]) -> None:
+    """Refuse levels whose sizes, one sequence a name, are not all positive and of one length."""
+    for name, values in sizes.items():
+        if not values or min(values) < 1:
+            raise InputError(name, found=str(list(values)), expected="positive whole numbers")
+    if len({len(values) for values in sizes.values()}) != 1:
+        raise InputError(
+            ", ".join(sizes),
+            found=", ".join(str(list(values)) for values in sizes.values()),
+            expected="one number a level in each",
+        )
+
+
+def require_drop_path(rate: float) -> None:
+    """Refuse a rate of stochastic depth that is no probability of leaving something in."""
+    if not 0.0 <= rate < 1.0:
+        raise InputError("drop_path", found=str(rate), expected="at least 0 and below 1")
+
+
+def drop_path_rates(depths: Sequence[int], largest: float) -> list[list[float]]:
+    """Return a rate of stochastic depth for each block of each level: from 0, linearly, to the largest at the last."""
+    last = max(sum(depths) - 1, 1)
+    starts = [sum(depths[:level]) for level in range(len(depths))]
+    return [
+        [largest * block / last for block in range(start, start + depth)]
+        for start, depth in zip(starts, depths, strict=True)
+    ]
+
+
+def stochastic_depth(update: torch.Tensor, rate: float, together: int = 1) -> torch.Tensor:
+    """Leave out, at random, what would be added to whole images (stochastic depth, Huang et al. 2016).
+
+    Parameters
+    ----------
+    update
+        (together B, D, H, W, C).
+    rate
+        Probability of being left out; what stays is scaled up by as much.
+    together
+        So many stacks along the batch share their fate: 2 for both images of a pair, or neither.
+    """
+    keep = 1.0 - rate
+    drawn = update.new_empty(update.shape[0] // together, 1, 1, 1, 1).bernoulli_(keep) / keep
+    return update * drawn.repeat(together, 1, 1, 1, 1)
+
+
+def through_blocks(
+    blocks: nn.ModuleList, tokens: torch.Tensor, *others: torch.Tensor | None, checkpointing: bool
+) -> torch.Tensor:
+    """Send tokens through blocks; with ``checkpointing``, keep only what is between them for the gradient."""
+    for block in blocks:
+        if checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint(block, tokens, *others, use_reentrant=False)
+        else:
+            tokens = block(tokens, *others)
+    return tokens
 
 
 class ConvolutionBlock(nn.Module):

@@ -23,6 +23,9 @@ from dmir.networks.blocks import (
     PatchMerging,
     ResidualBlock,
     UpsamplingBlock,
+    drop_path_rates,
+    require_drop_path,
+    require_levels,
     require_pair,
     to_tokens,
     to_volume,
@@ -49,9 +52,7 @@ class StagePlan:
     def level(self, index: int) -> AttentionLevel:
         """Build the cross attention blocks of a level; the rate of drop path rises linearly from block to block."""
         finer = [self.detail_channels[1], *self.channels][index] if self.caml else None
-        last = max(sum(self.depths) - 1, 1)
-        before = sum(self.depths[:index])
-        rates = [self.drop_path * (before + block) / last for block in range(self.depths[index])]
+        rates = drop_path_rates(self.depths, self.drop_path)[index]
         return AttentionLevel(self.channels[index], self.heads[index], finer, self.settings, rates)
 
     def skip(self, width: int) -> nn.Module:
@@ -285,19 +286,10 @@ def _side_by_side(pair: torch.Tensor) -> torch.Tensor:
 
 
 def _check(plan: StagePlan) -> None:
-    sizes = {"channels": plan.channels, "depths": plan.depths, "heads": plan.heads}
-    for name, values in {**sizes, "detail_channels": plan.detail_channels}.items():
-        if not values or min(values) < 1:
-            raise InputError(name, found=str(list(values)), expected="positive whole numbers")
-    if len({len(values) for values in sizes.values()}) != 1:
-        raise InputError(
-            "channels, depths, heads",
-            found=", ".join(str(list(values)) for values in sizes.values()),
-            expected="one number a level in each",
-        )
+    require_levels(channels=plan.channels, depths=plan.depths, heads=plan.heads)
+    require_levels(detail_channels=plan.detail_channels)
     if len(plan.detail_channels) != 2:
         raise InputError("detail_channels", found=str(list(plan.detail_channels)), expected="two: at 1 and at 1/2")
     if plan.field_downsampling not in (1, 2):
         raise InputError("field_downsampling", found=str(plan.field_downsampling), expected="1 or 2")
-    if not 0.0 <= plan.drop_path < 1.0:
-        raise InputError("drop_path", found=str(plan.drop_path), expected="at least 0 and below 1")
+    require_drop_path(plan.drop_path)

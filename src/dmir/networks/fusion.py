@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from dmir.networks.attention import WindowMultiheadCrossAttention
-from dmir.networks.blocks import MultilayerPerceptron
+from dmir.networks.blocks import MultilayerPerceptron, stochastic_depth, through_blocks
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,7 @@ class CrossAttentionBlock(nn.Module):
     def _dropped(self, update: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop_path == 0.0:
             return update
-        keep = 1.0 - self.drop_path
-        pairs = update.new_empty(update.shape[0] // 2, 1, 1, 1, 1).bernoulli_(keep) / keep
-        return update * torch.cat([pairs, pairs])  # both images of a pair, or neither
+        return stochastic_depth(update, self.drop_path, together=2)  # both images of a pair, or neither
 
 
 class AttentionLevel(nn.Module):
@@ -160,9 +157,4 @@ class AttentionLevel(nn.Module):
 
     def forward(self, tokens: torch.Tensor, finer: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (2B, D, H, W, channels) -> the same shape."""
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, finer, use_reentrant=False)
-            else:
-                tokens = block(tokens, finer)
-        return tokens
+        return through_blocks(self.blocks, tokens, finer, checkpointing=self.checkpointing)

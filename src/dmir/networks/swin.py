@@ -18,11 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from dmir.errors import InputError
 from dmir.networks.attention import merge_windows, never, window_division
-from dmir.networks.blocks import MultilayerPerceptron, pad_to_multiple, to_tokens, to_volume
+from dmir.networks.blocks import (
+    MultilayerPerceptron,
+    drop_path_rates,
+    pad_to_multiple,
+    require_drop_path,
+    stochastic_depth,
+    through_blocks,
+    to_tokens,
+    to_volume,
+)
 from dmir.networks.fusion import exchange
 
 PATCH = 4  # voxels on the edge of a token of the first stage
@@ -378,8 +386,7 @@ class SwinBlock(nn.Module):
     def _dropped(self, update: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop_path == 0.0:
             return update
-        keep = 1.0 - self.drop_path
-        return update * (update.new_empty(update.shape[0], 1, 1, 1, 1).bernoulli_(keep) / keep)
+        return stochastic_depth(update, self.drop_path)
 
 
 class SwinStage(nn.Module):
@@ -404,12 +411,7 @@ class SwinStage(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, D, H, W, channels) -> the same shape."""
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-        return tokens
+        return through_blocks(self.blocks, tokens, checkpointing=self.checkpointing)
 
 
 class PatchEmbedding(nn.Module):
@@ -477,12 +479,10 @@ class SwinEncoder(nn.Module):
         super().__init__()
         _check(embedding, depths, heads, drop_path, settings)
         widths = [embedding * 2**level for level in range(len(depths))]
-        last = max(sum(depths) - 1, 1)
-        rates = [drop_path * block / last for block in range(sum(depths))]
         self.embedding = PatchEmbedding(in_channels, embedding)
         self.stages = nn.ModuleList(
-            SwinStage(width, heads[level], settings, rates[sum(depths[:level]) : sum(depths[: level + 1])])
-            for level, width in enumerate(widths)
+            SwinStage(width, count, settings, rates)
+            for width, count, rates in zip(widths, heads, drop_path_rates(depths, drop_path), strict=True)
         )
         self.merging = nn.ModuleList(CornerMerging(width) for width in widths[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
@@ -511,7 +511,6 @@ def _check(
         )
     if embedding < 2 or embedding % 2:
         raise InputError("embedding", found=str(embedding), expected="a positive even number of channels")
-    if not 0.0 <= drop_path < 1.0:
-        raise InputError("drop_path", found=str(drop_path), expected="at least 0 and below 1")
+    require_drop_path(drop_path)
     if settings.mlp_ratio <= 0.0:
         raise InputError("mlp_ratio", found=str(settings.mlp_ratio), expected="a positive number")

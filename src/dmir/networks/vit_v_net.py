@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from dmir.errors import InputError
-from dmir.networks.blocks import DisplacementHead, crop, pad_to_multiple, require_pair
+from dmir.networks.blocks import DisplacementHead, crop, pad_to_multiple, require_pair, through_blocks
 from dmir.networks.upsampling import add_upsampled_convolution, convolve
 
 EPSILON = 1e-6  # of layer normalisation, as published
@@ -202,11 +201,7 @@ class VisionTransformer(nn.Module):
         if embedded.shape[2:] != position.shape[2:]:
             position = F.interpolate(position, size=embedded.shape[2:], mode="trilinear", align_corners=False)
         tokens = self.dropout((embedded + position).flatten(2).transpose(1, 2))
-        for layer in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(layer, tokens, use_reentrant=False)
-            else:
-                tokens = layer(tokens)
+        tokens = through_blocks(self.layers, tokens, checkpointing=self.checkpointing)
         return self.norm(tokens).transpose(1, 2).unflatten(2, embedded.shape[2:])
 
 

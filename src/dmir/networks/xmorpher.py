@@ -15,8 +15,11 @@ from dmir.networks.blocks import (
     PatchExpanding,
     PatchMerging,
     crop,
+    drop_path_rates,
     fastest_layout,
     pad_to_multiple,
+    require_drop_path,
+    require_levels,
     require_pair,
     to_tokens,
     to_volume,
@@ -124,7 +127,10 @@ class XMorpher(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check(channels, depths, heads, drop_path, head_channels)
+        require_levels(channels=channels, depths=depths, heads=heads)
+        require_drop_path(drop_path)
+        if head_channels < 1:
+            raise InputError("head_channels", found=str(head_channels), expected="a positive number of channels")
         settings = BlockSettings(
             window,
             search_factor,
@@ -136,11 +142,10 @@ class XMorpher(nn.Module):
             normalise_context=False,
         )
 
+        rates = drop_path_rates(depths, drop_path)
+
         def level(index: int) -> AttentionLevel:
-            last = max(sum(depths) - 1, 1)
-            before = sum(depths[:index])
-            rates = [drop_path * (before + block) / last for block in range(depths[index])]
-            return AttentionLevel(channels[index], heads[index], None, settings, rates)
+            return AttentionLevel(channels[index], heads[index], None, settings, rates[index])
 
         steps = list(pairwise(channels))
         self.stem = nn.Conv3d(1, channels[0], PATCH, stride=PATCH)
@@ -175,21 +180,3 @@ class XMorpher(nn.Module):
             tokens = self.expanding[index](tokens, skipped.shape[1:4])
             tokens = self.decoder[index](self.joining[index](torch.cat([tokens, skipped], dim=-1)))
         return tokens
-
-
-def _check(
-    channels: Sequence[int], depths: Sequence[int], heads: Sequence[int], drop_path: float, head_channels: int
-) -> None:
-    for name, values in {"channels": channels, "depths": depths, "heads": heads}.items():
-        if not values or min(values) < 1:
-            raise InputError(name, found=str(list(values)), expected="positive whole numbers")
-    if len({len(channels), len(depths), len(heads)}) != 1:
-        raise InputError(
-            "channels, depths, heads",
-            found=f"{list(channels)}, {list(depths)}, {list(heads)}",
-            expected="one number a level in each",
-        )
-    if not 0.0 <= drop_path < 1.0:
-        raise InputError("drop_path", found=str(drop_path), expected="at least 0 and below 1")
-    if head_channels < 1:
-        raise InputError("head_channels", found=str(head_channels), expected="a positive number of channels")

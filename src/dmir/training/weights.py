@@ -77,7 +77,6 @@ def load_weights(
     path: str | Path,
     expected: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
-    shape: tuple[int, int, int] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network that a weights file holds, with its weights, ready for inference.
 
@@ -90,9 +89,6 @@ def load_weights(
         hyperparameters that are not named here are free.
     device
         Where the network goes.
-    shape
-        Grid (D, H, W) to build it for; by default the one it was trained on. Once built, a network works on any;
-        tables of positions, which ViT-V-Net has, are of the one that it was built for.
 
     Returns
     -------
@@ -108,9 +104,9 @@ def load_weights(
     path = Path(path)
     metadata, tensors = _read(path)
     _require(path, metadata, expected or {})
-    built_for = tuple(shape or metadata["grid"]["shape"])
-    network = networks.build(metadata["network"], shape=built_for, **metadata["hyperparameters"])
-    _require_fit(path, network, tensors, metadata, built_for)
+    grid = metadata["grid"]["shape"]
+    network = networks.build(metadata["network"], shape=tuple(grid), **metadata["hyperparameters"])
+    _require_fit(path, network, tensors, metadata)
     network.load_state_dict(tensors)
     return network.to(device).eval(), metadata
 
@@ -171,7 +167,6 @@ def _require_fit(
     network: nn.Module,
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, Any],
-    shape: tuple[int, ...],
 ) -> None:
     wanted = network.state_dict()
     problems = {
@@ -190,6 +185,6 @@ def _require_fit(
     raise InputError(
         path,
         found=", ".join(found),
-        expected=f"the {len(wanted)} tensors of {metadata['network']} for a grid of {'x'.join(map(str, shape))}",
-        remedy=f"These weights are for a grid of {trained_for}, written by dmir {metadata['dmir']}.",
+        expected=f"the {len(wanted)} tensors of {metadata['network']} for a grid of {trained_for}",
+        remedy=f"These weights were written by dmir {metadata['dmir']}.",
     )
