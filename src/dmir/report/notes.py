@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -69,6 +71,11 @@ def _absences(cohort: object, scored: pd.DataFrame, methods: list[str]) -> str:
         for (count, total), group in alike.items()
     )
     return f"{cohort}: structures absent from an image are left out, neither 0 nor 1: {told} ({which})."
+
+
+def training_devices(summaries: Iterable[Mapping[str, Any]]) -> str:
+    """Say what the trainings ran on, given what ``training.json`` says of each."""
+    return " / ".join(sorted({f"{summary['device']}, {summary['threads']} thread(s)" for summary in summaries}))
 
 
 def _devices(pairs: pd.DataFrame, methods: list[str]) -> str:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dmir.errors import InputError
 from dmir.report.names import method_name
+from dmir.report.notes import training_devices
 from dmir.report.records import require_columns
 from dmir.report.style import COLUMN_WIDTH, METHOD_COLOURS, PAGE_WIDTH, RC, method_colours, method_markers, new_figure
 from dmir.report.tables import comparison_table
@@ -93,13 +94,12 @@ def _shown(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _training_note(summaries: Sequence[Mapping[str, Any]]) -> str:
     steps = sorted({int(summary["steps"]) for summary in summaries})
-    devices = sorted({f"{summary['device']}, {summary['threads']} thread(s)" for summary in summaries})
     seeds = sorted({int(summary["seed"]) for summary in summaries})
     memory = sorted({str(summary["peak_memory_of"]) for summary in summaries})
     return (
         f"Each trained for {' or '.join(map(str, steps))} steps with the seed(s) {', '.join(map(str, seeds))} on "
-        f"{' / '.join(devices)}; training memory is the highest peak of {' / '.join(memory)}. Differences between "
-        "rows that are smaller than the spread over seeds say nothing."
+        f"{training_devices(summaries)}; training memory is the highest peak of {' / '.join(memory)}. "
+        "Differences between rows that are smaller than the spread over seeds say nothing."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dmir.report.names import structure_group
-from dmir.report.notes import comparison_note
+from dmir.report.notes import comparison_note, training_devices
 from dmir.report.records import (
     FIELD_SCORES,
     INTERPOLATIONS,
@@ -200,12 +200,11 @@ def training_table(models: Mapping[tuple[str, str], tuple[pd.DataFrame, Mapping[
         )
     table = pd.DataFrame(rows)
     summaries = [summary for _, summary in models.values()]
-    devices = sorted({f"{summary['device']}, {summary['threads']} thread(s)" for summary in summaries})
     precisions = sorted({str(summary["precision"]) for summary in summaries})
     table.attrs["note"] = (
         "Validation Dice is the mean over the validation scans, labels warped by nearest interpolation, before the "
         "first step and of the weights that are kept. Training time and memory include validation; measured on "
-        f"{' / '.join(devices)}, precision {' / '.join(precisions)}."
+        f"{training_devices(summaries)}, precision {' / '.join(precisions)}."
     )
     return table
 
