@@ -136,3 +136,63 @@ def test_nothing_half_written_stays(tmp_path):
     with atomic_path(target) as path:
         path.write_text("new")
     assert target.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def save_analyze(folder, name, data, endianness="<", ending=".img.gz"):
+    """Write an Analyze pair of which the image alone is compressed, as LPBA40 is published."""
+    header = nib.AnalyzeHeader(endianness=endianness)
+    nib.save(nib.AnalyzeImage(data, np.diag([-2.0, 2, 3, 1]), header), folder / f"{name}.img")
+    if ending == ".img.gz":
+        (folder / f"{name}.img.gz").write_bytes(gzip.compress((folder / f"{name}.img").read_bytes()))
+        (folder / f"{name}.img").unlink()
+    return folder / f"{name}.hdr"
+
+
+@pytest.mark.parametrize("endianness", "<>")
+@pytest.mark.parametrize("ending", [".img", ".img.gz"])
+def test_an_analyze_pair_is_read_by_either_of_its_names(tmp_path, endianness, ending):
+    data = np.random.default_rng(0).integers(0, 3000, (6, 7, 8, 1)).astype(np.int16)
+    header = save_analyze(tmp_path, "S01.delineation.skullstripped", data, endianness, ending)
+    image_file = header.with_suffix(ending)
+    assert sorted(tmp_path.iterdir()) == sorted([header, image_file])
+    for path in (header, image_file):
+        volume = read_image(path)
+        np.testing.assert_array_equal(volume.data, data[..., 0])
+        assert volume.orientation == "LAS"  # what nibabel takes Analyze for
+        np.testing.assert_allclose(volume.spacing, [2, 2, 3])
+
+
+def test_a_compressed_pair_reads_like_the_plain_one(tmp_path):
+    """The header decides what it is: an SPM origin, or NIfTI's own affine, is kept."""
+    data = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    for name, kind in (("spm", nib.Spm99AnalyzeImage), ("nifti", nib.Nifti1Pair)):
+        nib.save(kind(data, AFFINE if kind is nib.Nifti1Pair else np.diag([-1.0, 1, 1, 1])), tmp_path / f"{name}.img")
+        plain = read_image(tmp_path / f"{name}.hdr")
+        raw = (tmp_path / f"{name}.img").read_bytes()
+        (tmp_path / f"{name}.img").unlink()
+        (tmp_path / f"{name}.img.gz").write_bytes(gzip.compress(raw))
+        compressed = read_image(tmp_path / f"{name}.hdr")
+        np.testing.assert_array_equal(compressed.data, plain.data)
+        np.testing.assert_array_equal(compressed.affine, plain.affine)
+    np.testing.assert_allclose(compressed.affine, AFFINE, atol=1e-6)
+
+
+def test_a_pair_without_its_partner_names_it(tmp_path):
+    header = save_analyze(tmp_path, "a", np.ones((4, 5, 6), np.int16))
+    image_file = header.with_suffix(".img.gz")
+    header.rename(tmp_path / "elsewhere")
+    assert "a.img.gz: found no a.hdr beside it" in message(read_image, image_file)
+    (tmp_path / "elsewhere").rename(header)
+    image_file.unlink()
+    assert "a.hdr: found no a.img or a.img.gz beside it" in message(read_labels, header)
+
+
+def test_a_damaged_half_of_a_pair_is_found(tmp_path):
+    header = save_analyze(tmp_path, "a", image((9, 9, 9)))
+    image_file = header.with_suffix(".img.gz")
+    whole = image_file.read_bytes()
+    image_file.write_bytes(whole[: len(whole) // 2])
+    assert "a.hdr with a.img.gz" in message(read_image, header) and "truncated" in message(read_image, header)
+    image_file.write_bytes(whole)
+    header.write_bytes(header.read_bytes()[:100])
+    assert "a.hdr with a.img.gz" in message(read_image, image_file) and "no header" in message(read_image, image_file)

@@ -17,6 +17,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from dmir.errors import InputError
@@ -69,18 +71,52 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def _pair(path: Path, key: str) -> tuple[Path, Path] | None:
+    """Return header and image where a volume is two files (.hdr with .img or .img.gz), else None.
+
+    Either of the two may be named; InputError where the other is missing.
+    """
+    stem = next((path.name.removesuffix(end) for end in (".hdr", ".img", ".img.gz") if path.name.endswith(end)), None)
+    if stem is None:
+        return None
+    header = path.with_name(f"{stem}.hdr")
+    if not header.is_file() and header.with_suffix(".hdr.gz").is_file():
+        return None  # nibabel opens two compressed files by itself
+    images = [header.with_suffix(end) for end in (".img", ".img.gz")] if path == header else [path]
+    image = next((file for file in images if file.is_file()), None)
+    if image and header.is_file():
+        return header, image
+    raise InputError(
+        f"{key}: {path}",
+        found=f"no {header.name if image else ' or '.join(file.name for file in images)} beside it",
+        expected="both files of the volume: the header (.hdr) and the image (.img or .img.gz)",
+        remedy="Copy or download the other one too.",
+    )
+
+
+def _open_pair(header: Path, image: Path) -> Any:
+    """Open header and image as nibabel does, which by itself wants both plain or both compressed."""
+    for kind in nib.imageclasses.all_image_classes:
+        if kind.path_maybe_image(header)[0]:
+            files = kind.filespec_to_file_map(str(header))
+            return kind.from_file_map({**files, "image": FileHolder(str(image))})
+    raise ImageFileError(f"{header.name} is no header of a volume")
+
+
 def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw (D, H, W) array and the affine, or refuse the file."""
     if not path.is_file():
         raise InputError(
             f"{key}: {path}", found="no such file", expected="a NIfTI, MGH or Analyze volume", remedy="Check the path."
         )
+    pair = _pair(path, key)
+    where = f"{key}: {path}" + (f" ({pair[0].name} with {pair[1].name})" if pair else "")
     try:
-        image: Any = nib.load(path)
+        image: Any = _open_pair(*pair) if pair else nib.load(path)
         shape = image.shape
         if np.prod([float(n) for n in shape]) > MAXIMUM_VOXELS:
             raise InputError(
-                f"{key}: {path}",
+                where,
                 found=f"a header that claims {shape} voxels",
                 expected=f"at most {MAXIMUM_VOXELS} voxels",
                 remedy="The file is damaged; fetch it again.",
@@ -91,7 +127,7 @@ def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen unrelated kinds for a damaged file
         raise InputError(
-            f"{key}: {path}",
+            where,
             found=f"a file that cannot be read ({_first_line(error)})",
             expected="a complete NIfTI, MGH or Analyze volume",
             remedy="It may be truncated: copy or download it again.",
@@ -255,6 +291,32 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     return Volume(np.ascontiguousarray(data), affine)
 
 
+def with_orientation(volume: Volume, orientation: str) -> Volume:
+    """State anew where the array axes point, for a file whose header is wrong; data, spacing and centre stay.
+
+    Parameters
+    ----------
+    orientation
+        Axis codes of the array as it is stored, for instance ``"LPS"``.
+
+    Raises
+    ------
+    InputError
+        The codes do not name three different axes.
+    """
+    axes = {code: axis for axis, pair in enumerate(("RL", "AP", "SI")) for code in pair}
+    if len(orientation) != 3 or {axes.get(code) for code in orientation} != {0, 1, 2}:
+        raise InputError("orientation", found=f"'{orientation}'", expected="three axis codes, for instance 'LPS'")
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, (code, step) in enumerate(zip(orientation, volume.spacing, strict=True)):
+        affine[axes[code], column] = step if code in "RAS" else -step
+    middle = (np.array(volume.shape) - 1) / 2
+    centre = volume.affine[:3, :3] @ middle + volume.affine[:3, 3]
+    affine[:3, 3] = centre - affine[:3, :3] @ middle
+    return Volume(volume.data, affine)
+
+
 def same_grid(a: Volume | Grid, b: Volume | Grid, tolerance: float = 1e-3) -> bool:
     """Tell whether two volumes have equal shapes and affines (mm, within the tolerance at the far corner)."""
     if tuple(a.shape) != tuple(b.shape):
@@ -264,7 +326,7 @@ def same_grid(a: Volume | Grid, b: Volume | Grid, tolerance: float = 1e-3) -> bo
     return bool(np.abs(difference @ corner).max() <= tolerance and np.abs(difference[:3, 3]).max() <= tolerance)
 
 
-def require_same_grid(a: Volume, b: Volume, path_a: str | Path, path_b: str | Path) -> None:
+def require_same_grid(a: Volume | Grid, b: Volume | Grid, path_a: str | Path, path_b: str | Path) -> None:
     """Refuse with InputError two volumes that should lie on one grid and do not (0.01 mm is forgiven)."""
     if same_grid(a, b, tolerance=1e-2):
         return
