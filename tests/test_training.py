@@ -25,7 +25,7 @@ from torch import nn
 from dmir.errors import InputError
 from dmir.fields import shifted_displacement, warp
 from dmir.training import Scan, TrainingDiverged, TrainingSettings, read_metadata, train
-from dmir.training.data import PairSchedule, load_bank, training_pairs
+from dmir.training.data import PairSchedule, load_bank, training_pairs, validation_pairs
 from dmir.training.module import RegistrationModule
 from dmir.training.objective import Objective, arithmetic, displacement_of
 from dmir.training.validation import Validation, mean_dice, validate
@@ -87,7 +87,7 @@ def scans(tmp_path_factory) -> list[Scan]:
 
 def split(scans: list[Scan]) -> dict:
     """Return three training scans, two validation scans and the atlas as keywords of ``train``."""
-    return {"scans": scans[:3], "validation": scans[3:5], "atlas": scans[5]}
+    return {"scans": scans[:3], "validation": scans[3:5], "atlases": [scans[5]]}
 
 
 def run(network, scans, output, **keywords):
@@ -103,7 +103,7 @@ def validated(history: Path) -> list[int]:
 
 
 def test_every_pass_sees_every_pair_once_and_in_its_own_order():
-    pairs = training_pairs(7, atlas=7, kind="atlas")
+    pairs = training_pairs(range(7), [7], "scan_to_atlas")
     schedule = PairSchedule(pairs, steps=21, batch_size=1, seed=3)
     seen = [tuple(schedule[step][0].tolist()) for step in range(21)]
     passes = [seen[start : start + 7] for start in (0, 7, 14)]
@@ -112,7 +112,7 @@ def test_every_pass_sees_every_pair_once_and_in_its_own_order():
 
 
 def test_a_step_sees_the_same_pairs_whatever_was_asked_before():
-    pairs = training_pairs(5, atlas=5, kind="atlas")
+    pairs = training_pairs(range(5), [5], "scan_to_atlas")
     forwards = [PairSchedule(pairs, 12, 2, seed=3)[step] for step in range(12)]
     schedule = PairSchedule(pairs, 12, 2, seed=3)
     backwards = [schedule[step] for step in reversed(range(12))][::-1]
@@ -122,44 +122,63 @@ def test_a_step_sees_the_same_pairs_whatever_was_asked_before():
 
 
 def test_a_batch_is_the_next_steps_of_batches_of_one():
-    pairs = training_pairs(5, atlas=5, kind="atlas")
+    pairs = training_pairs(range(5), [5], "scan_to_atlas")
     single, triple = PairSchedule(pairs, 12, 1, seed=3), PairSchedule(pairs, 4, 3, seed=3)
     assert torch.equal(torch.cat([single[step] for step in range(12)]), torch.cat([triple[step] for step in range(4)]))
 
 
 def test_all_pairs_are_all_ordered_pairs_of_two_different_scans():
-    pairs = training_pairs(4, atlas=4, kind="all").tolist()
+    pairs = training_pairs(range(4), [4], "all").tolist()
     assert (
         len(pairs) == 12
         and all(a != b for a, b in pairs)
         and {*map(tuple, pairs)} == {*map(tuple, map(reversed, pairs))}
     )
-    with pytest.raises(InputError, match="expected at least 2"):
-        training_pairs(1, atlas=1, kind="all")
+    with pytest.raises(InputError, match="expected at least two scans"):
+        training_pairs(range(1), [1], "all")
+
+
+def test_pairs_go_to_every_atlas_or_from_it():
+    assert training_pairs(range(2), [5, 6], "scan_to_atlas").tolist() == [[0, 5], [1, 5], [0, 6], [1, 6]]
+    assert training_pairs(range(2), [5, 6], "atlas_to_scan").tolist() == [[5, 0], [5, 1], [6, 0], [6, 1]]
+    with pytest.raises(InputError, match="2 scans and 0 atlases; expected at least a scan and an atlas"):
+        training_pairs(range(2), [], "scan_to_atlas")
+
+
+def test_validation_pairs_follow_the_training_and_stay_few():
+    assert validation_pairs([3, 4], [5, 6], "scan_to_atlas") == [(3, 5), (4, 5), (3, 6), (4, 6)]
+    assert validation_pairs([3, 4], [5], "atlas_to_scan") == [(5, 3), (5, 4)]
+    assert validation_pairs([3, 4, 7], [], "all") == [(3, 4), (4, 7), (7, 3)]
+    assert validation_pairs([3], [], "all") == validation_pairs([], [5], "scan_to_atlas") == []
 
 
 # --- the scans --------------------------------------------------------------------------------------------------------
 
 
 def test_the_bank_holds_images_and_the_labels_that_validation_needs(scans):
-    bank = load_bank(scans[:3], scans[3:5], scans[5], device=CPU)
+    bank = load_bank(scans[:3], scans[3:5], [scans[5]], device=CPU)
     assert bank.names == [f"s{i}" for i in range(6)] and bank.images.shape == (6, 1, *SHAPE)
     assert sorted(bank.labels) == [3, 4, 5] and bank.structures == [17, 42]
     assert bank.labels_of(0) is None
     assert bank.labels[5].unique().tolist() == [0, 1, 2]
     assert int((bank.labels[5] == 2).sum()) == 5 * 6 * 3
     assert torch.equal(bank.images_of([4, 1])[0], bank.images[4])
-    only = load_bank(scans[:1], scans[3:4], scans[5], device=CPU, structures=[42, 99])
+    only = load_bank(scans[:1], scans[3:4], [scans[5]], device=CPU, structures=[42, 99])
     assert only.structures == [42] and int((only.labels[2] == 1).sum()) == 5 * 6 * 3
+
+
+def test_without_an_atlas_the_validation_scans_tell_the_structures(scans):
+    bank = load_bank(scans[:3], scans[3:5], [], device=CPU)
+    assert sorted(bank.labels) == [3, 4] and bank.structures == [17, 42]
 
 
 def test_a_scan_on_another_grid_is_named(scans, tmp_path):
     path = tmp_path / "strange.nii.gz"
     write_volume(path, Volume(np.random.default_rng(0).random((10, 12, 13), dtype=np.float32), np.eye(4)))
     with pytest.raises(InputError, match=r"strange\.nii\.gz: found a grid of 10x12x13"):
-        load_bank([scans[0], Scan("strange", path)], [], scans[5], device=CPU)
+        load_bank([scans[0], Scan("strange", path)], [], [scans[5]], device=CPU)
     with pytest.raises(InputError, match=r"strange\.nii\.gz"):
-        load_bank(scans[:2], [Scan("v", scans[3].image, path)], scans[5], device=CPU)
+        load_bank(scans[:2], [Scan("v", scans[3].image, path)], [scans[5]], device=CPU)
 
 
 # --- what is minimised and measured -----------------------------------------------------------------------------------
@@ -182,7 +201,7 @@ def test_validation_of_a_network_that_does_nothing_is_the_dice_before(scans):
         def forward(self, moving, fixed):
             return torch.zeros(1, 3, *SHAPE)
 
-    bank = load_bank(scans[:3], scans[3:5], scans[5], device=CPU)
+    bank = load_bank(scans[:3], scans[3:5], [scans[5]], device=CPU)
     network = Nothing()
     value = validate(network, bank, [(3, 5), (5, 5)], Objective("mse"), "float32")
     assert value.dice == pytest.approx((2 * 3 / 10 + 1) / 2)  # boxes of 5 that share 3; the atlas with itself
@@ -259,7 +278,7 @@ def test_settings_that_make_no_sense_are_refused_by_name():
 
 
 def test_the_gradient_is_clipped_and_its_norm_noted(scans):
-    bank = load_bank(scans[:3], [], scans[5], device=CPU)
+    bank = load_bank(scans[:3], [], [scans[5]], device=CPU)
     network = tiny()
     module = RegistrationModule(network, bank, TrainingSettings(gradient_clip=0.5))
     for parameter in network.parameters():
@@ -295,7 +314,7 @@ def test_a_training_learns_keeps_its_best_and_tells_all_of_it(scans, tmp_path, m
     assert (
         result.dice == pytest.approx(history.val_dice.max()) and result.step == history.step[history.val_dice.idxmax()]
     )
-    bank = load_bank(scans[:3], scans[3:5], scans[5], device=CPU)
+    bank = load_bank(scans[:3], scans[3:5], [scans[5]], device=CPU)
     again = validate(result.network, bank, [(3, 5), (4, 5)], Objective("mse"), "float32")
     assert again.dice == pytest.approx(result.dice)
     kept = load_file(result.weights)
@@ -352,7 +371,7 @@ def test_without_labels_the_validation_loss_decides_and_without_scans_nothing_do
     history = pd.read_csv(result.history)
     assert history.val_dice.isna().all() and math.isnan(result.dice)
     assert result.step == history.step[history.val_loss.idxmin()] < 30
-    alone = train(tiny(), {}, bare[:3], [], bare[5], output=tmp_path / "none", steps=5, validate_every=2, **FAST)
+    alone = train(tiny(), {}, bare[:3], [], [bare[5]], output=tmp_path / "none", steps=5, validate_every=2, **FAST)
     assert pd.read_csv(alone.history).step.tolist() == [1, 2, 3, 4, 5] and alone.step == 5
 
 
@@ -406,7 +425,7 @@ def test_the_shifted_warp_of_published_code_changes_the_loss_and_not_the_validat
         kind: pd.read_csv(run(Still(), scans, tmp_path / kind, steps=3, validate_every=3, warp=kind).history)
         for kind in ("exact", "shifted")
     }
-    bank = load_bank(scans[:3], scans[3:5], scans[5], device=CPU)
+    bank = load_bank(scans[:3], scans[3:5], [scans[5]], device=CPU)
     atlas, rest = bank.images[5:6], torch.zeros(1, 3, *SHAPE)
     for kind, field in (("exact", rest), ("shifted", shifted_displacement(rest))):
         expected = [float((warp(bank.images[i : i + 1], field) - atlas).square().mean()) for i in range(3)]
@@ -446,7 +465,7 @@ class Poisoned(Tiny):
 
 @pytest.mark.parametrize("where", ["field", "gradient"])
 def test_a_loss_that_is_not_finite_names_its_pair_and_leaves_the_last_good_state(scans, tmp_path, where):
-    bank = load_bank(scans[:3], [], scans[5], device=CPU)
+    bank = load_bank(scans[:3], [], [scans[5]], device=CPU)
     torch.manual_seed(0)
     network = Poisoned(bank.images[1, 0], where)
     with pytest.raises(

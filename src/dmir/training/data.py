@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dmir.errors import InputError
-from dmir.volumes import Grid, Volume, read_image, read_labels, require_same_grid
+from dmir.volumes import Grid, read_image, read_labels, require_same_grid
 
 log = logging.getLogger(__name__)
 
@@ -76,47 +76,48 @@ class ImageBank:
 def load_bank(
     train: Sequence[Scan],
     validation: Sequence[Scan],
-    atlas: Scan,
+    atlases: Sequence[Scan],
     *,
     device: torch.device,
     structures: Sequence[int] | None = None,
     threads: int = 1,
 ) -> ImageBank:
-    """Read all scans of a training: those to train on, then those to validate on, then the atlas.
+    """Read all scans of a training: those to train on, then those to validate on, then the atlases.
 
-    Label maps are read of the validation scans and the atlas alone: training does not see labels.
+    Label maps are read of the validation scans and the atlases alone: training does not see labels.
 
     Parameters
     ----------
     structures
-        Ids that count in the Dice; by default all that the atlas has.
+        Ids that count in the Dice; by default all that the atlases (without one, the validation scans) have.
     threads
         Files read at the same time.
 
     Raises
     ------
     InputError
-        A file cannot be read, or lies on another grid than the atlas; the file is named.
+        A file cannot be read, or lies on another grid than the first one; the file is named.
     """
     start = time.monotonic()
-    scans = [*train, *validation, atlas]
-    atlas_image = read_image(atlas.image)
-    bank = ImageBank(
-        [scan.name for scan in scans], _room_for(len(scans), atlas_image.shape, device), atlas_image.grid, device
-    )
+    scans = [*train, *validation, *atlases]
+    if not scans:
+        raise InputError("scans to train on", found="none", expected="at least 1")
+    first = read_image(scans[0].image)
+    bank = ImageBank([scan.name for scan in scans], _room_for(len(scans), first.shape, device), first.grid, device)
 
     def read(position: int) -> None:
         image = read_image(scans[position].image)
-        require_same_grid(atlas_image, image, atlas.image, scans[position].image)
+        require_same_grid(first, image, scans[0].image, scans[position].image)
         bank.images[position, 0] = torch.from_numpy(np.ascontiguousarray(image.data, dtype=np.float32))
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         list(pool.map(read, range(len(scans))))
-    _read_label_maps(bank, scans, first=len(train), atlas_image=atlas_image, structures=structures)
+    scored = range(len(train), len(scans))
+    _read_label_maps(bank, [(k, scans[k].labels) for k in scored], len(atlases), structures)
     log.info(
         "%d scans of %s voxels read in %.1f s, kept in %s memory (%.2f GB)",
         len(scans),
-        "x".join(map(str, atlas_image.shape)),
+        "x".join(map(str, first.shape)),
         time.monotonic() - start,
         "the GPU's" if bank.images.is_cuda else "host",
         bank.images.nbytes / 1e9,
@@ -135,51 +136,73 @@ def _room_for(count: int, shape: tuple[int, int, int], device: torch.device) -> 
 
 
 def _read_label_maps(
-    bank: ImageBank, scans: list[Scan], *, first: int, atlas_image: Volume, structures: Sequence[int] | None
+    bank: ImageBank, files: list[tuple[int, Path | None]], atlases: int, structures: Sequence[int] | None
 ) -> None:
-    atlas = scans[-1]
-    if atlas.labels is None or all(scan.labels is None for scan in scans[first:-1]):
+    """Read label maps (position, file), the atlases' last; without two to compare there is nothing to score."""
+    given = [(position, path) for position, path in files if path is not None]
+    if len(given) < 2:
         return
-    values = np.unique(read_labels(atlas.labels).data)
+    volumes = {position: read_labels(path) for position, path in given}
+    for position, path in given:
+        require_same_grid(bank.grid, volumes[position], "the images", path)
+    telling = [position for position, _ in given[-atlases:]] if atlases else list(volumes)
+    values = np.unique(np.concatenate([np.unique(volumes[position].data) for position in telling]))
     ids = values[(values != 0) & (structures is None or np.isin(values, list(structures)))]
     if not ids.size:
-        raise InputError(
-            atlas.labels, found="none of the structures asked for", expected=f"some of {sorted(structures or [])}"
-        )
+        found = "none of the structures asked for"
+        raise InputError(given[-1][1], found=found, expected=f"some of {sorted(structures or [])}")
     bank.structures = [int(value) for value in ids]
-    for position in range(first, len(scans)):
-        path = scans[position].labels
-        if path is None:
-            continue
-        volume = read_labels(path)
-        require_same_grid(atlas_image, volume, atlas.image, path)
+    for position, volume in volumes.items():
         index = np.searchsorted(ids, volume.data).clip(max=ids.size - 1)
         known = np.where(ids[index] == volume.data, index + 1, 0)
         labels = torch.from_numpy(known.astype(np.uint8 if ids.size < 256 else np.int32))[None, None]
         bank.labels[position] = labels.to(bank.images.device)
 
 
-def training_pairs(count: int, atlas: int, kind: str) -> torch.Tensor:
+def training_pairs(scans: Sequence[int], atlases: Sequence[int], kind: str) -> torch.Tensor:
     """Return the pairs (moving, fixed) to train on, as positions in the bank, int64 (P, 2).
 
     Parameters
     ----------
-    count
-        Number of training scans, at the positions 0 ... count - 1.
-    atlas
-        Position of the atlas.
+    scans, atlases
+        Positions of the training scans and of the atlases.
     kind
-        ``"atlas"``: each scan to the atlas. ``"all"``: all ordered pairs of two different scans.
+        ``"scan_to_atlas"``: each scan to each atlas; ``"atlas_to_scan"``: the reverse; ``"all"``: all ordered pairs of
+        two different scans.
+
+    Raises
+    ------
+    InputError
+        No pair can be made.
     """
-    if kind == "atlas":
-        pairs = [(scan, atlas) for scan in range(count)]
-    elif kind == "all":
-        pairs = list(permutations(range(count), 2))
+    if kind == "all":
+        pairs = list(permutations(scans, 2))
     else:
-        raise InputError("pairs", found=repr(kind), expected="'atlas' or 'all'")
+        pairs = [_directed(scan, atlas, kind) for atlas in atlases for scan in scans]
     if not pairs:
-        raise InputError("scans to train on", found=str(count), expected="at least " + ("2" if kind == "all" else "1"))
+        found = f"{len(scans)} scans and {len(atlases)} atlases"
+        expected = "two scans" if kind == "all" else "a scan and an atlas"
+        raise InputError("scans to train on", found=found, expected=f"at least {expected}, because pairs is {kind}")
     return torch.tensor(pairs)
+
+
+def validation_pairs(scans: Sequence[int], atlases: Sequence[int], kind: str) -> list[tuple[int, int]]:
+    """Return the pairs (moving, fixed) to validate on, of the same kind; maybe none.
+
+    Of ``"all"`` each scan is taken once to the next one, the last to the first: all ordered pairs would cost more than
+    the training between two validations.
+    """
+    if kind == "all":
+        return [
+            (scan, following)
+            for scan, following in zip(scans, [*scans[1:], *scans[:1]], strict=True)
+            if scan != following
+        ]
+    return [_directed(scan, atlas, kind) for atlas in atlases for scan in scans]
+
+
+def _directed(scan: int, atlas: int, kind: str) -> tuple[int, int]:
+    return (scan, atlas) if kind == "scan_to_atlas" else (atlas, scan)
 
 
 class PairSchedule(Dataset):

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import dmir
 from dmir import networks
 from dmir.training.callbacks import Milestones, write_history
-from dmir.training.data import ImageBank, PairSchedule, Scan, derived_seed, load_bank, training_pairs
+from dmir.training.data import ImageBank, PairSchedule, Scan, derived_seed, load_bank, training_pairs, validation_pairs
 from dmir.training.devices import choose_device, device_name, set_threads
 from dmir.training.module import RegistrationModule
 from dmir.training.objective import arithmetic
@@ -67,7 +67,7 @@ def train(
     hyperparameters: Mapping[str, Any],
     scans: Sequence[Scan],
     validation: Sequence[Scan],
-    atlas: Scan,
+    atlases: Sequence[Scan],
     *,
     output: str | Path,
     cohort: str = "",
@@ -90,14 +90,15 @@ def train(
         (B, 3, D, H, W) voxels.
     hyperparameters
         Of the network.
-    scans, validation, atlas
-        Preprocessed scans on the atlas's grid. Label maps serve the validation alone.
+    scans, validation, atlases
+        Preprocessed scans on one grid. Label maps serve the validation alone; without validation scans the last
+        weights are kept.
     output
         Folder for ``model.safetensors``, ``history.csv`` and ``training.json``.
     cohort
         Name of what it is trained on, for the records.
     structures
-        Ids that count in the Dice; by default all of the atlas.
+        Ids that count in the Dice; by default all that the atlases have.
     resume_folder, resume_key
         The state of an unfinished training is kept in ``<resume_folder>/<resume_key>/last.ckpt`` and deleted at the
         end. The key should be a hash of all that the result depends on, code and images included; by default it is
@@ -127,19 +128,19 @@ def train(
     key = fingerprint(
         {
             "network": [name, dict(hyperparameters)],
-            "scans": [[str(scan) for scan in part] for part in (scans, validation, [atlas])],
+            "scans": [[str(scan) for scan in part] for part in (scans, validation, atlases)],
             "cohort": [cohort, structures],
             "settings": asdict(chosen),
         }
     )
     resume = ResumeFile(resume_folder, resume_key or key, key)
     with arithmetic(chosen.precision, chosen.deterministic), _own_randomness(target), _without_chatter():
-        bank = load_bank(scans, validation, atlas, device=target, structures=structures, threads=threads)
+        bank = load_bank(scans, validation, atlases, device=target, structures=structures, threads=threads)
         torch.manual_seed(derived_seed(chosen.seed, BUILD_STREAM))
         built = _build(network, hyperparameters, bank)
         state = resume.load(built)
         if state.step < chosen.steps:  # else it was killed between its last step and the writing of its results
-            _fit(built, bank, state, resume, chosen, train_count=len(scans), output=Path(output))
+            _fit(built, bank, state, resume, chosen, counts=(len(scans), len(validation)), output=Path(output))
     result = _choose(built, state, chosen, Path(output))
     records = {"network": name, "cohort": cohort, **asdict(chosen), "kept_step": result.step, "val_dice": result.dice}
     save_weights(
@@ -172,12 +173,14 @@ def _fit(
     resume: ResumeFile,
     settings: TrainingSettings,
     *,
-    train_count: int,
+    counts: tuple[int, int],
     output: Path,
 ) -> None:
-    """Run the steps that are left; ``state`` ends where the training ends."""
-    atlas = len(bank.names) - 1
-    pairs = training_pairs(train_count, atlas, settings.pairs)
+    """Run the steps that are left; ``state`` ends where the training ends. The counts are of train and validation."""
+    train_count, validation_count = counts
+    positions = range(len(bank.names))
+    atlases = positions[train_count + validation_count :]
+    pairs = training_pairs(positions[:train_count], atlases, settings.pairs)
     schedule = PairSchedule(pairs, settings.steps, settings.batch_size, settings.seed)
     loader = DataLoader(schedule, batch_size=None, sampler=range(state.step, settings.steps))
     module = RegistrationModule(network, bank, settings, first_step=state.step)
@@ -185,7 +188,7 @@ def _fit(
         module,
         state,
         resume,
-        pairs=[(position, atlas) for position in range(train_count, atlas)],
+        pairs=validation_pairs(positions[train_count : train_count + validation_count], atlases, settings.pairs),
         history_path=output / "history.csv",
     )
     trainer = Trainer(

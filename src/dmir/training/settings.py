@@ -13,7 +13,7 @@ CHOICES = {
     "similarity": tuple(SIMILARITIES),
     "schedule": ("constant", "cosine", "polynomial"),
     "precision": PRECISIONS,
-    "pairs": ("atlas", "all"),
+    "pairs": ("scan_to_atlas", "atlas_to_scan", "all"),
     "warp": ("exact", "shifted"),
     "keep": ("best", "last"),
 }
@@ -39,8 +39,8 @@ class TrainingSettings:
     precision
         ``"float32"``, ``"tf32"`` or ``"bf16"``; loss, field and warp are float32 in all three.
     pairs
-        ``"atlas"``: each training scan to the atlas. ``"all"``: all ordered pairs of training scans. Validation is
-        to the atlas in both cases.
+        ``"scan_to_atlas"``: each training scan to each atlas; ``"atlas_to_scan"``: the reverse; ``"all"``: all ordered
+        pairs of training scans. Validation pairs are made of the validation scans in the same way.
     warp
         In the loss. ``"exact"``: no displacement is no change. ``"shifted"``: as the published code of XMorpher,
         TransMatch and TransMorph (OASIS), see :func:`~dmir.fields.shifted_displacement`; validation is exact.
@@ -71,7 +71,7 @@ class TrainingSettings:
     batch_size: int = 1
     gradient_clip: float = 0.0
     precision: str = "float32"
-    pairs: str = "atlas"
+    pairs: str = "scan_to_atlas"
     warp: str = "exact"
     keep: str = "best"
     compile: bool = False

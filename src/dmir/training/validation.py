@@ -1,4 +1,4 @@
-"""What a network is worth while it is trained: the mean Dice of the validation scans registered to the atlas."""
+"""What a network is worth while it is trained: the mean Dice of the validation pairs."""
 
 from __future__ import annotations
 
