@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dmir.cohorts import COLUMNS, SOURCES, check_scan_table, scan_table
+from dmir.cohorts import COLUMNS, SOURCES, check_pairs, check_scan_table, check_unseen, reference_scan, scan_table
 from dmir.errors import InputError
 
 ROWS = [
@@ -72,9 +72,22 @@ def test_relative_paths_start_from_the_tables_own_folder(tmp_path: Path, monkeyp
     assert found.loc[1, "labels"] == ""
 
 
+def test_people_seen_in_training_are_not_tested_in_another_cohort() -> None:
+    rows = [("OAS1_0001_MR1", "OAS1_0001", "train"), ("OAS1_0002_MR1", "OAS1_0002", "test"), ("s1", "S01", "train")]
+    home = pd.DataFrame(rows, columns=["scan", "subject", "split"])
+    away = pd.DataFrame([("OASIS_0001", "OAS1_0001", "test"), ("S01", "S01", "test")], columns=home.columns)
+    origins = {"home": "a", "away": "b"}
+    with pytest.raises(InputError, match=r"cohorts\.away: found subjects .* in home: OAS1_0001;"):
+        check_unseen({"home": home, "away": away}, origins, "home")
+    check_unseen({"home": home, "away": away[1:]}, origins, "home")  # S01 of another data set is another person
+    with pytest.raises(InputError, match="in home: S01;"):
+        check_unseen({"home": home, "away": away[1:]}, {"home": "a", "away": "a"}, "home")
+    check_unseen({"home": home, "away": home}, {"home": "a", "away": "a"}, "home")  # the same split twice is no leak
+
+
 def test_unknown_source_is_answered_with_a_suggestion() -> None:
     with pytest.raises(InputError, match="Did you mean 'simulated'"):
-        scan_table("simulatd", folder="x")
+        scan_table("simulatd", made="x")
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -87,7 +100,7 @@ def test_sources_are_found(source: str) -> None:
 def test_listing_scans_imports_no_heavy_library() -> None:
     """A workflow lists its scans each time it is parsed, and each of its jobs parses it again."""
     code = (
-        "import sys; from dmir.cohorts import scan_table; scan_table('simulated', folder='x', train=2);"
+        "import sys; from dmir.cohorts import scan_table; scan_table('simulated', made='x', train=2);"
         "print([m for m in ('torch', 'scipy.ndimage', 'ants', 'SimpleITK', 'itk', 'nilearn') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -121,7 +134,12 @@ def test_misspelt_column(tmp_path: Path) -> None:
 
 
 def test_missing_column(tmp_path: Path) -> None:
-    assert "no column split" in message(frame().drop(columns="split"), tmp_path)
+    assert "no column subject" in message(frame().drop(columns="subject"), tmp_path)
+
+
+def test_without_a_split_one_is_asked_for(tmp_path: Path) -> None:
+    text = message(frame().drop(columns="split"), tmp_path)
+    assert "found no split" in text and "key split" in text
 
 
 def test_repeated_column(tmp_path: Path) -> None:
@@ -137,13 +155,21 @@ def test_misspelt_split(tmp_path: Path) -> None:
     assert "Did you mean 'train'" in text
 
 
-@pytest.mark.parametrize(("split", "count"), [("test", "no scan"), ("atlas", "2 scans")])
-def test_exactly_one_atlas(tmp_path: Path, split: str, count: str) -> None:
+def test_an_atlas_is_needed_where_pairs_need_one(tmp_path: Path) -> None:
     table = frame()
-    table.loc[0 if split == "test" else 4, "split"] = split
-    text = message(table, tmp_path)
-    assert f"{count} with split 'atlas'" in text
-    assert "exactly one" in text
+    table.loc[0, "split"] = "test"
+    assert "no scan with split 'atlas'" in message(table, tmp_path)
+    assert set(scan_table("table", path=tmp_path / "scans.csv", pairs="all")["split"]) == {"test", "train", "val"}
+
+
+def test_several_atlases_are_allowed_and_the_first_gives_the_grid(tmp_path: Path) -> None:
+    table = frame([*ROWS, ("e1", "emil", "atlas", "e1.nii.gz", "e1_labels.nii.gz")])
+    found = scan_table("table", path=write(tmp_path, table))
+    assert reference_scan(found) == "a1"
+    assert reference_scan(found, "e1") == "e1"
+    assert reference_scan(found[found["split"] != "atlas"]) == "b1"
+    with pytest.raises(InputError, match="Known: 007, a1"):
+        reference_scan(found, "e2")
 
 
 def test_subject_in_two_splits_is_named(tmp_path: Path) -> None:
@@ -178,11 +204,20 @@ def test_repeated_scan_names(name: str) -> None:
         check_scan_table(table, "scans.csv")
 
 
-def test_splits_that_are_used_need_a_scan() -> None:
-    table = frame([row for row in ROWS if row[2] != "val"])
-    check_scan_table(table, "scans.csv", splits=["train", "test"])
-    with pytest.raises(InputError, match="no scan with split 'val'"):
-        check_scan_table(table, "scans.csv", splits=["train", "val", "test"])
+def test_scans_are_excluded_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, frame())
+    assert list(scan_table("table", path=path, exclude=["b1", "c1"])["scan"]) == ["a1", "b2", "007"]
+    with pytest.raises(InputError, match=r"exclude: found 'b3'.*Known: 007"):
+        scan_table("table", path=path, exclude=["b3"])
+
+
+def test_a_use_that_makes_no_pair_is_refused() -> None:
+    table = frame()
+    assert check_pairs(table, "scan_to_atlas", tested=True, trained=["scan_to_atlas", "all"]) == 1
+    with pytest.raises(InputError, match="scans with split test"):
+        check_pairs(table[table["split"] != "test"], "scan_to_atlas", tested=True, trained=[])
+    with pytest.raises(InputError, match=r"training\.pairs: found 1 training scans .*expected two"):
+        check_pairs(table.drop(index=1), "scan_to_atlas", tested=True, trained=["all"])
 
 
 @pytest.mark.parametrize("row", [0, 3, 4])
@@ -221,24 +256,24 @@ def test_missing_mask_file_is_found(tmp_path: Path) -> None:
 
 
 def test_simulated_table_is_reproducible_and_grows_at_its_end() -> None:
-    small = scan_table("simulated", folder="x", train=2, val=1, test=1, seed=3)
-    assert small.equals(scan_table("simulated", folder="x", train=2, val=1, test=1, seed=3))
+    small = scan_table("simulated", made="x", train=2, val=1, test=1, seed=3)
+    assert small.equals(scan_table("simulated", made="x", train=2, val=1, test=1, seed=3))
     assert list(small["scan"]) == ["template", "sub-001", "sub-002", "sub-003", "sub-004"]
     assert list(small["split"]) == ["atlas", "train", "train", "val", "test"]
     assert small.loc[0, "truth"] == ""
     assert small.loc[1, "truth"] == "x/sub-001/truth.nii.gz"
-    large = scan_table("simulated", folder="x", train=9, val=1, test=1, seed=3)
+    large = scan_table("simulated", made="x", train=9, val=1, test=1, seed=3)
     assert list(large["age"][1:5]) == list(small["age"][1:])
-    other = scan_table("simulated", folder="x", train=9, val=1, test=1, seed=4)
+    other = scan_table("simulated", made="x", train=9, val=1, test=1, seed=4)
     assert list(other["age"]) != list(large["age"])
 
 
 def test_simulated_cohort_has_young_and_old_subjects() -> None:
-    ages = scan_table("simulated", folder="x", train=200, ageing=0.4)["age"][1:].astype(float)
+    ages = scan_table("simulated", made="x", train=200, ageing=0.4)["age"][1:].astype(float)
     assert ages.between(18, 90).all()
     assert 0.3 < (ages >= 60).mean() < 0.5
 
 
 def test_simulated_cohort_refuses_a_negative_size() -> None:
     with pytest.raises(InputError, match="simulated cohort: val: found -1"):
-        scan_table("simulated", folder="x", val=-1)
+        scan_table("simulated", made="x", val=-1)

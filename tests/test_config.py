@@ -4,13 +4,16 @@ import copy
 import dataclasses
 import importlib
 import inspect
+import io
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from dmir.cli import main
+from dmir.cohorts.splits import splits_folder
 from dmir.config import ConfigError, Network, parse_config, read_config
 from dmir.config.documents import json_schema, readme
 from dmir.config.models import METHOD_MODELS, Preprocess, Training
@@ -122,8 +125,9 @@ def _plain(value):
 def test_training_and_preprocessing_settings_are_parameters_of_the_library():
     training = {field.name for field in dataclasses.fields(TrainingSettings)} - {"seed"}
     assert set(Training.model_fields) == training
-    keywords = set(inspect.signature(preprocess_scan).parameters) - {"image", "labels", "mask", "atlas", "where"}
-    assert set(Preprocess.model_fields) == keywords
+    keywords = set(inspect.signature(preprocess_scan).parameters)
+    own = {"image", "labels", "mask", "atlas", "structures", "where"}
+    assert set(Preprocess.model_fields) - {"flagged"} == keywords - own  # flagged concerns those who use the scans
 
 
 def test_the_default_networks_can_be_built():
@@ -153,6 +157,71 @@ def test_check_names_a_hyperparameter_value_that_makes_no_network(tmp_path, caps
     path.write_text(yaml.safe_dump(values))
     assert main(["check", str(path)]) == 1
     assert "settings.voxelmorph.network" in capsys.readouterr().err
+
+
+def test_check_says_what_the_papers_comparison_needs_and_where_to_get_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", str(ROOT / "config" / "paper.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "2 mistakes" in error and "Traceback" not in error
+    for words in ("data/oasis: found no such folder", "neurite-oasis.v1.0.tar", "md5", "data/oasis/subjects.txt"):
+        assert words in error
+    for words in ("data/lpba40: found no such folder", "LPBA40_Subjects_Delineation_Space", "loni.usc.edu"):
+        assert words in error
+
+
+def test_the_papers_comparison_with_its_data_in_place(monkeypatch, tmp_path, capsys):
+    """All names of both data sets, no content: what is listed, split and paired is the published protocol."""
+    scans = pd.read_csv(splits_folder() / "neurite_oasis_hsganet.csv", comment="#")["scan"]
+    oasis, lpba = tmp_path / "data" / "oasis", tmp_path / "data" / "lpba40" / "delineation_space"
+    for scan in scans:
+        (oasis / f"OASIS_{scan}").mkdir(parents=True)
+        for name in ("aligned_norm", "aligned_seg35"):
+            (oasis / f"OASIS_{scan}" / f"{name}.nii.gz").touch()
+    (oasis / "subjects.txt").write_text("".join(f"OASIS_{scan}\n" for scan in scans))
+    for name in (f"S{k:02d}" for k in range(1, 41)):
+        (lpba / name).mkdir(parents=True)
+        for kind in ("skullstripped", "structure.label"):
+            for ending in ("hdr", "img.gz"):
+                (lpba / name / f"{name}.delineation.{kind}.{ending}").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dmir.cli._building", lambda *_: [])  # networks of 160x192x224 are tested elsewhere
+    assert main(["check", str(ROOT / "config" / "paper.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert "255 train" in told and "145 test" in told and "4 atlas" in told and "580 pairs" in told
+    assert "35 test" in told and "5 atlas" in told and "175 pairs" in told
+    (lpba / "S07" / "S07.delineation.skullstripped.img.gz").unlink()
+    assert main(["check", str(ROOT / "config" / "paper.yaml")]) == 1
+    assert "S07.delineation.skullstripped" in capsys.readouterr().err
+
+
+def test_the_example_of_five_scans_in_a_folder(monkeypatch, tmp_path, capsys):
+    examples = ROOT / "config" / "examples"
+    folder = tmp_path / "my-scans"
+    folder.mkdir()
+    table = pd.read_csv(examples / "scans.csv", dtype=str)
+    assert len(table) == 5
+    table.to_csv(folder / "scans.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", str(examples / "own-data.yaml")]) == 1
+    assert "15 of 15 files missing: my-scans/s01_T1w.nii.gz" in capsys.readouterr().err
+    for name in table[["image", "labels", "mask"]].to_numpy().ravel():
+        (folder / name).touch()
+    assert main(["check", str(examples / "own-data.yaml")]) == 0
+    assert "1 atlas, 4 test scans of 5 subjects; 4 pairs" in capsys.readouterr().out
+
+
+def test_scans_prints_a_table_to_be_split_by_hand(tmp_path, capsys):
+    for name in ("S01", "S02"):
+        (tmp_path / name).mkdir()
+        for kind in ("skullstripped", "structure.label"):
+            (tmp_path / name / f"{name}.delineation.{kind}.nii.gz").touch()
+    assert main(["scans", "lpba40", str(tmp_path)]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(table["scan"]) == ["S01", "S02"]
+    assert table["image"][1] == str(tmp_path / "S02" / "S02.delineation.skullstripped.nii.gz")
+    assert main(["scans", "lpba4", str(tmp_path)]) == 1
+    assert "Did you mean 'lpba40'" in capsys.readouterr().err
 
 
 def test_yaml_tags_build_nothing(tmp_path, capsys):

@@ -37,10 +37,15 @@ class StructureSet:
         return dict(zip(self.ids, self.table["name"], strict=True))
 
 
+def resources_folder() -> Path:
+    """Return the folder of what is data: inside the installed package, or ``resources`` of a checkout."""
+    packaged = Path(str(resources.files("dmir"))) / "resources"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "resources"
+
+
 def structures_folder() -> Path:
-    """Return the folder of the tables: inside the installed package, or ``resources/structures`` of a checkout."""
-    packaged = Path(str(resources.files("dmir"))) / "resources" / "structures"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "resources" / "structures"
+    """Return the folder of the tables of structures."""
+    return resources_folder() / "structures"
 
 
 def _table(folder: Path, name: str, key: str, columns: set[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,48 @@ from dmir.errors import InputError, suggestion
 
 SOURCES = {
     "simulated": "dmir.cohorts.simulated",
+    "donors": "dmir.cohorts.donors",
     "table": "dmir.cohorts.table",
+    "neurite_oasis": "dmir.cohorts.neurite_oasis",
+    "learn2reg_oasis": "dmir.cohorts.learn2reg_oasis",
+    "oasis1": "dmir.cohorts.oasis1",
+    "freesurfer": "dmir.cohorts.freesurfer",
+    "lpba40": "dmir.cohorts.lpba40",
+    "ixi": "dmir.cohorts.ixi",
+    "bids": "dmir.cohorts.bids",
 }
-COLUMNS = ("scan", "subject", "session", "age", "split", "image", "labels", "mask", "truth")
+COLUMNS = (
+    *("scan", "subject", "session", "age", "split", "image", "labels", "mask", "truth"),
+    *("source_id", "made_from"),
+)
 REQUIRED = ("scan", "subject", "split", "image", "labels")
 SPLITS = ("train", "val", "test", "atlas")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def scan_table(source: str, **parameters: Any) -> pd.DataFrame:
+def scan_table(
+    source: str,
+    *,
+    split: str | Path | None = None,
+    missing: str = "refuse",
+    exclude: Sequence[str] = (),
+    pairs: str | Path = "scan_to_atlas",
+    **parameters: Any,
+) -> pd.DataFrame:
     """List the scans of a cohort, without reading an image.
 
     Parameters
     ----------
     source
         A key of :data:`SOURCES`.
+    split
+        Which scan is for what: see :func:`dmir.cohorts.splits.apply_split`. Without it, as the source itself says.
+    missing
+        What is done when the split names scans that are not there: ``"refuse"`` or ``"leave_out"``.
+    exclude
+        Scans to leave out.
+    pairs
+        The protocol that makes pairs of the scans: see :func:`dmir.cohorts.pairs.registration_pairs`.
     **parameters
         Of the source's own ``scan_table``.
 
@@ -46,16 +73,135 @@ def scan_table(source: str, **parameters: Any) -> pd.DataFrame:
     InputError
         The source is unknown, or its table does not pass :func:`check_scan_table`.
     """
+    from dmir.cohorts.splits import apply_split
+
+    table = source_table(source, **parameters)
+    where = str(next((parameters[key] for key in ("path", "folder") if key in parameters), f"{source} cohort"))
+    table = apply_split(table, split, where, missing=missing)
+    table = _without(table, exclude, where)
+    check_scan_table(table, where, protocol=str(pairs))
+    return table.reindex(columns=list(COLUMNS), fill_value="").reset_index(drop=True)
+
+
+def source_table(source: str, **parameters: Any) -> pd.DataFrame:
+    """Return the scans that a source finds, in its own order, maybe without a split; InputError as it says."""
     if source not in SOURCES:
         raise InputError(
             "source", found=f"'{source}'", expected="a source of scans", remedy=suggestion(source, SOURCES)
         )
-    table = importlib.import_module(SOURCES[source]).scan_table(**parameters)
-    check_scan_table(table, str(parameters.get("path", f"{source} cohort")))
-    return table.reindex(columns=list(COLUMNS), fill_value="").reset_index(drop=True)
+    return importlib.import_module(SOURCES[source]).scan_table(**parameters)
 
 
-def check_scan_table(table: pd.DataFrame, where: str | Path, splits: Sequence[str] = ()) -> None:
+def folder_sources() -> list[str]:
+    """Return the sources that read a folder of scans in a known layout."""
+    return [name for name, module in SOURCES.items() if hasattr(importlib.import_module(module), "recognises")]
+
+
+def check_pairs(table: pd.DataFrame, protocol: str | Path, *, tested: bool, trained: Iterable[str]) -> int:
+    """Return the number of pairs that are registered; InputError where what a cohort is used for makes none.
+
+    Parameters
+    ----------
+    table, protocol
+        As for :func:`dmir.cohorts.pairs.registration_pairs`.
+    tested
+        Whether methods are compared on the cohort.
+    trained
+        The kinds of pairs that networks are trained with on it: ``scan_to_atlas``, ``atlas_to_scan``, ``all``.
+    """
+    from dmir.cohorts.pairs import registration_pairs
+
+    pairs = registration_pairs(table, protocol)
+    if tested and not pairs:
+        raise InputError("pairs", found="none", expected="scans with split test to register")
+    for kind in trained:
+        scans, atlases = int((table["split"] == "train").sum()), int((table["split"] == "atlas").sum())
+        if scans < (2 if kind == "all" else 1) or (kind != "all" and not atlases):
+            raise InputError(
+                "training.pairs",
+                found=f"{scans} training scans and {atlases} atlases",
+                expected="two training scans" if kind == "all" else f"a training scan and an atlas for {kind}",
+                remedy="Choose another split, or other pairs.",
+            )
+    return len(pairs) if tested else 0
+
+
+def check_unseen(tables: Mapping[str, pd.DataFrame], origins: Mapping[str, str], train_on: str) -> None:
+    """Refuse with InputError a cohort that tests on people whom the networks have seen in another cohort.
+
+    Parameters
+    ----------
+    tables
+        Of scans, by cohort.
+    origins
+        What names of subjects are common to, by cohort: two cohorts of one origin mean one person by one name.
+        OASIS-1's names (``OAS1_0001``) are the same in all that was made of it.
+    train_on
+        The cohort that networks are trained on.
+    """
+
+    def people(cohort: str, *splits: str) -> dict[str, str]:
+        subjects = tables[cohort].loc[tables[cohort]["split"].isin(splits), "subject"]
+        return {name if name.startswith("OAS1_") else f"{origins[cohort]}: {name}": name for name in subjects}
+
+    seen = people(train_on, "train", "val")
+    for cohort in tables:
+        shared = [name for person, name in people(cohort, "test").items() if person in seen]
+        if cohort != train_on and shared:
+            raise InputError(
+                f"cohorts.{cohort}",
+                found=f"subjects that networks are trained on in {train_on}: {_some(shared)}",
+                expected="other people in test than in the train and val of the training cohort",
+                remedy="Choose splits that keep them apart.",
+            )
+
+
+def default_orientation(source: str, **parameters: Any) -> str | None:
+    """Return the axis codes that a source states for its files because their headers cannot be trusted, or None.
+
+    A source has a constant ``ORIENTATION``, or a function ``orientation`` of its parameters, or neither.
+    """
+    module = importlib.import_module(SOURCES[source])
+    if hasattr(module, "orientation"):
+        return module.orientation(**parameters)
+    return getattr(module, "ORIENTATION", None)
+
+
+def reference_scan(table: pd.DataFrame, reference: str | None = None) -> str:
+    """Return the scan that defines a cohort's grid: the one asked for, or the first atlas, or the first scan.
+
+    Raises
+    ------
+    InputError
+        The one asked for is not in the table.
+    """
+    scans = list(table["scan"])
+    if reference is not None:
+        if reference not in scans:
+            raise InputError(
+                "reference",
+                found=f"'{reference}'",
+                expected="a scan of the cohort",
+                remedy=suggestion(reference, scans),
+            )
+        return reference
+    atlases = table.loc[table["split"] == "atlas", "scan"]
+    return str(atlases.iloc[0] if len(atlases) else scans[0])
+
+
+def _without(table: pd.DataFrame, exclude: Sequence[str], where: str | Path) -> pd.DataFrame:
+    unknown = [name for name in exclude if name not in set(table["scan"])]
+    if unknown:
+        raise InputError(
+            f"{where}: exclude",
+            found=f"'{unknown[0]}'",
+            expected="scans of the cohort",
+            remedy=suggestion(unknown[0], table["scan"]),
+        )
+    return table[~table["scan"].isin(exclude)]
+
+
+def check_scan_table(table: pd.DataFrame, where: str | Path, protocol: str = "scan_to_atlas") -> None:
     """Refuse a table of scans that no fair comparison can be made from.
 
     Parameters
@@ -64,14 +210,14 @@ def check_scan_table(table: pd.DataFrame, where: str | Path, splits: Sequence[st
         At least the columns :data:`REQUIRED`; no missing values.
     where
         What the table is to the user, for error messages.
-    splits
-        The splits that will be used and so must have a scan each, for instance ``("train", "val")``.
+    protocol
+        How pairs are made; some protocols need an atlas.
 
     Raises
     ------
     InputError
-        A column is missing, a name is repeated or unsafe as a file name, a split is unknown or empty, there is not
-        exactly one atlas, or a subject stands in two splits.
+        A column is missing, a name is repeated or unsafe as a file name, a split is unknown, there is no
+        atlas where pairs need one, a subject stands in two splits, or a scan that is scored has no label map.
     """
     missing = [name for name in REQUIRED if name not in table.columns]
     if missing:
@@ -82,8 +228,9 @@ def check_scan_table(table: pd.DataFrame, where: str | Path, splits: Sequence[st
             remedy=f"There are: {', '.join(map(str, table.columns)) or 'none'}.",
         )
     _check_names(table["scan"].astype(str), where)
-    _check_splits(table["split"].astype(str), where, splits)
+    _check_splits(table["split"].astype(str), where, protocol)
     _check_subjects(table, where)
+    _check_labels(table, where)
 
 
 def _check_names(names: pd.Series, where: str | Path) -> None:
@@ -105,25 +252,18 @@ def _check_names(names: pd.Series, where: str | Path) -> None:
         )
 
 
-def _check_splits(column: pd.Series, where: str | Path, needed: Sequence[str]) -> None:
+def _check_splits(column: pd.Series, where: str | Path, protocol: str) -> None:
     for split in dict.fromkeys(column):
         if split not in SPLITS:
             raise InputError(
                 where, found=f"split '{split}'", expected="train, val, test or atlas", remedy=suggestion(split, SPLITS)
             )
-    atlases = int((column == "atlas").sum())
-    if atlases != 1:
+    if "atlas" in protocol and not (column == "atlas").any():
         raise InputError(
             where,
-            found=f"{atlases or 'no'} scan{'s' if atlases > 1 else ''} with split 'atlas'",
-            expected="exactly one, which all others are registered to",
-        )
-    empty = [split for split in needed if split not in set(column)]
-    if empty:
-        raise InputError(
-            where,
-            found=f"no scan with split {', '.join(repr(split) for split in empty)}",
-            expected="at least one in each split that is used",
+            found="no scan with split 'atlas'",
+            expected=f"at least one, because pairs is {protocol}",
+            remedy="Name an atlas in the split, or set pairs to all or to a table of pairs.",
         )
 
 
@@ -138,6 +278,17 @@ def _check_subjects(table: pd.DataFrame, where: str | Path) -> None:
             found=f"the same subject in several splits: {named}",
             expected="all scans of a subject in one split",
             remedy="Move them, or give different people different names in the column subject.",
+        )
+
+
+def _check_labels(table: pd.DataFrame, where: str | Path) -> None:
+    without = table.loc[(table["labels"] == "") & (table["split"] != "train"), ["scan", "split"]]
+    if len(without):
+        raise InputError(
+            where,
+            found=f"no labels for {_some(f'{scan} ({split})' for scan, split in without.itertuples(index=False))}",
+            expected="labels for every scan of val, test and atlas, which scores are taken from",
+            remedy="Give them label maps (the column labels), or move these scans to train.",
         )
 
 

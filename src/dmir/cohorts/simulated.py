@@ -53,14 +53,14 @@ class SimulatedScan:
 
 
 def scan_table(
-    folder: str | Path, *, train: int = 8, val: int = 2, test: int = 4, seed: int = 1, ageing: float = 0.4
+    made: str | Path, *, train: int = 8, val: int = 2, test: int = 4, seed: int = 1, ageing: float = 0.4
 ) -> pd.DataFrame:
     """List the scans that a simulated cohort consists of, made or not.
 
     Parameters
     ----------
-    folder
-        Where the files are or will be: ``<folder>/<scan>/{image,labels,mask,truth}.nii.gz``.
+    made
+        Where the files are or will be: ``<made>/<scan>/{image,labels,mask,truth}.nii.gz``.
     train, val, test
         Number of subjects in each split; the template is the atlas.
     seed
@@ -81,9 +81,10 @@ def scan_table(
     rows = []
     for number, split in enumerate(splits):
         scan = f"sub-{number:03d}" if number else ATLAS
-        files = {key: str(Path(folder) / scan / f"{key}.nii.gz") for key in ("image", "labels", "mask", "truth")}
+        files = {key: str(Path(made) / scan / f"{key}.nii.gz") for key in ("image", "labels", "mask", "truth")}
         age = f"{subject_age(scan_seed(seed, scan), ageing):.0f}" if number else ""
-        rows.append({"scan": scan, "subject": scan, "session": "1", "age": age, "split": split, **files})
+        names = {"scan": scan, "subject": scan, "source_id": scan}
+        rows.append({**names, "session": "1", "age": age, "split": split, **files})
     table = pd.DataFrame(rows)
     table.loc[table["scan"] == ATLAS, "truth"] = ""
     return table

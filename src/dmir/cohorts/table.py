@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmir.cohorts import COLUMNS, REQUIRED, check_scan_table
 from dmir.errors import InputError, suggestion
 
 FILES = ("image", "labels", "mask")
-OPTIONAL = ("session", "age", "mask")
+NEEDED = ("scan", "subject", "image", "labels")
+OPTIONAL = ("split", "session", "age", "mask")
 
 
 def scan_table(path: str | Path) -> pd.DataFrame:
@@ -19,34 +19,32 @@ def scan_table(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path
-        A ``.csv`` or ``.tsv`` file (UTF-8) with the columns ``scan, subject, split, image, labels`` and optionally
-        ``session, age, mask``. Relative paths start from the table's own folder. ``labels`` may be empty for scans of
-        the split train, which are only learned from.
+        A ``.csv`` or ``.tsv`` file (UTF-8) with the columns ``scan, subject, image, labels`` and optionally ``split``
+        (else a split must be named), ``session, age, mask``. Relative paths start from the table's own folder.
+        ``labels`` may be empty for scans of the split train, which are only learned from.
 
     Returns
     -------
     pandas.DataFrame
-        One row a scan, columns as :data:`dmir.cohorts.COLUMNS`, all text; paths joined to the table's folder.
+        One row a scan, all text; paths joined to the table's folder.
 
     Raises
     ------
     InputError
-        The table is missing or unreadable, a column is misspelt or missing, a required entry is empty, files do not
-        exist, or the table does not pass :func:`dmir.cohorts.check_scan_table`.
+        The table is missing or unreadable, a column is misspelt or missing, a required entry is empty, or files do
+        not exist.
     """
     path = Path(path)
     table = _read(path)
     _check_columns(list(table.columns), path)
-    for name in COLUMNS:
+    for name in OPTIONAL[1:]:
         if name not in table.columns:
             table[name] = ""
     _check_filled(table, path)
-    check_scan_table(table, path)
-    _check_labels(table, path)
     for name in FILES:
         table[name] = [str(path.parent / entry) if entry else "" for entry in table[name]]
     _check_files(table, path)
-    return table[list(COLUMNS)]
+    return table.assign(source_id=table["scan"])
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -75,8 +73,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
-    known = [*REQUIRED, *OPTIONAL]
-    missing = [name for name in REQUIRED if name not in columns]
+    known = [*NEEDED, *OPTIONAL]
+    missing = [name for name in NEEDED if name not in columns]
     unknown = [name for name in columns if name not in known]
     repeated = [name for name in known if columns.count(name) > 1 or f"{name}.1" in columns]
     if repeated:
@@ -86,32 +84,19 @@ def _check_columns(columns: list[str], path: Path) -> None:
         raise InputError(
             path,
             found=f"an unknown column '{unknown[0]}'",
-            expected=f"the columns {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}",
+            expected=f"the columns {', '.join(NEEDED)} and optionally {', '.join(OPTIONAL)}",
             remedy=suggestion(unknown[0], open_names or known),
         )
     if missing:
-        raise InputError(path, found=f"no column {', '.join(missing)}", expected=f"the columns {', '.join(REQUIRED)}")
+        raise InputError(path, found=f"no column {', '.join(missing)}", expected=f"the columns {', '.join(NEEDED)}")
 
 
 def _check_filled(table: pd.DataFrame, path: Path) -> None:
-    for name in ("scan", "subject", "split", "image"):
+    for name in [name for name in ("scan", "subject", "split", "image") if name in table.columns]:
         empty = table.index[table[name] == ""]
         if len(empty):
             rows = ", ".join(str(k + 2) for k in empty[:10])  # the header is row 1
             raise InputError(path, found=f"nothing in the column {name} (row {rows})", expected="an entry in every row")
-
-
-def _check_labels(table: pd.DataFrame, path: Path) -> None:
-    without = table.loc[(table["labels"] == "") & (table["split"] != "train"), ["scan", "split"]]
-    if len(without):
-        scans = ", ".join(f"{scan} ({split})" for scan, split in without.head(10).itertuples(index=False))
-        more = f" and {len(without) - 10} more" if len(without) > 10 else ""
-        raise InputError(
-            path,
-            found=f"no labels for {scans}{more}",
-            expected="labels for every scan of val, test and atlas, which scores are taken from",
-            remedy="Fill in the column labels, or move these scans to train.",
-        )
 
 
 def _check_files(table: pd.DataFrame, path: Path) -> None:

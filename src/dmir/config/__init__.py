@@ -8,7 +8,7 @@ library, so that a workflow is parsed in a fraction of a second.
 from __future__ import annotations
 
 from dmir.config.base import ConfigError
-from dmir.config.models import CLASSICAL, Config, Network, SimulatedCohort, TableCohort
+from dmir.config.models import CLASSICAL, Config, Network
 from dmir.config.reading import parse_config, read_config
 
 __all__ = [
@@ -16,8 +16,6 @@ __all__ = [
     "Config",
     "ConfigError",
     "Network",
-    "SimulatedCohort",
-    "TableCohort",
     "parse_config",
     "read_config",
 ]

@@ -77,5 +77,5 @@ def _models_in(annotation: Any) -> Iterator[type[Model]]:
 
 
 def _tags(model: type[Model]) -> set[Any]:
-    literals = (field.annotation for field in model.model_fields.values())
+    literals = (field.annotation for field in model.model_fields.values() if field.is_required())
     return {tag for annotation in literals if get_origin(annotation) is Literal for tag in get_args(annotation)}

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
+from dmir.cohorts.splits import split_names
 from dmir.config.base import Model
+from dmir.config.cohorts import COHORT_MODELS, CohortKeys, source_of
 from dmir.config.models import (
     METHOD_MODELS,
     Config,
@@ -16,9 +20,7 @@ from dmir.config.models import (
     Preprocess,
     Report,
     Scores,
-    SimulatedCohort,
     Syn,
-    TableCohort,
     Training,
 )
 from dmir.config.studies import Ablation, LambdaStudy
@@ -28,8 +30,8 @@ from dmir.structures import label_map_names, structure_set_names
 SECTIONS: tuple[tuple[str, type[Model]], ...] = (
     ("Top level", Config),
     ("`grid`", Grid),
-    ("`cohorts.<name>` with `source: simulated`", SimulatedCohort),
-    ("`cohorts.<name>` with `source: table`", TableCohort),
+    ("`cohorts.<name>`", CohortKeys),
+    *((f"`cohorts.<name>` with `source: {source_of(model)}`", model) for model in COHORT_MODELS),
     ("`preprocess`", Preprocess),
     ("`training`", Training),
     ("`settings.<name>` of `syn`", Syn),
@@ -53,9 +55,10 @@ Lists say what runs (`methods`, `test_on`, `seeds`), dictionaries only hold para
 may have any name: `settings: {syn_mi: {algorithm: syn, metric: mattes}}` and `methods: [affine, syn, syn_mi]` compare
 two kinds of SyN. `dmir check CONFIG` tells every mistake before anything runs.
 
-A table of files (`source: table`) is a .csv or .tsv with the columns `scan, subject, split, image, labels` and, where
-they are known, `session, age, mask`. `split` is `train`, `val`, `test` or, for exactly one scan, `atlas`. A subject may
-have several scans; they must stay in one split. Paths start from the table's own folder.
+A table of files (`source: table`) is a .csv or .tsv with the columns `scan, subject, image, labels` and, where they are
+known, `split, session, age, mask`. `split` is `train`, `val`, `test` or `atlas`; it may also stand in a file of its own
+(`scan, split`), which the key `split` names. A subject may have several scans; they must stay in one split. Paths start
+from the table's own folder. `dmir scans SOURCE FOLDER` prints such a table of a folder that a source recognises.
 
 """
 
@@ -85,7 +88,11 @@ def readme() -> str:
     ]
     parts.append("\n## Structure sets and label maps\n\n")
     parts.append(f"Structure sets: {', '.join(f'`{name}`' for name in structure_set_names())}. ")
-    parts.append(f"Label maps: {', '.join(f'`{name}`' for name in label_map_names())}.\n")
+    parts.append(f"Label maps: {', '.join(f'`{name}`' for name in label_map_names())}. ")
+    parts.append("[resources/structures/README.md](../resources/structures/README.md) tells what they are.\n\n")
+    parts.append("## Published splits\n\n")
+    parts.append(f"{', '.join(f'`{name}`' for name in split_names())}. ")
+    parts.append("[resources/splits/README.md](../resources/splits/README.md) tells where they come from.\n")
     return "".join(parts)
 
 
@@ -97,11 +104,21 @@ def _section(title: str, model: type[Model]) -> str:
         "|---|---|---|---|",
     ]
     schema = model.model_json_schema()
+    common = CohortKeys.model_fields if issubclass(model, CohortKeys) and model is not CohortKeys else {}
     for name, field in model.model_fields.items():
+        if name in common and common[name].default == field.default:
+            continue  # told once, for all sources
+        if name == "source":
+            continue  # the title has it
         default = "required" if field.is_required() else f"`{_plain(field.default)}`"
         kind = _kind(schema["properties"][name]).replace("|", "\\|")
-        lines.append(f"| `{name}` | {kind} | {default} | {(field.description or '').replace(chr(10), ' ')} |")
+        lines.append(f"| `{name}` | {kind} | {default} | {_meaning(name, field, common)} |")
     return "\n".join(lines) + "\n\n"
+
+
+def _meaning(name: str, field: FieldInfo, common: dict[str, FieldInfo]) -> str:
+    description = field.description or (common[name].description if name in common else "") or ""
+    return description.replace("\n", " ")
 
 
 def _plain(value: Any) -> str:

