@@ -36,6 +36,9 @@ rule cohort_all:
 rule preprocess_all:
     input:
         collect("<results>/preprocessed/{cohort}/quality.csv", cohort=used_cohorts),
+        collect(
+            "<results>/preprocessed/{cohort}/contact_sheet.png", cohort=used_cohorts
+        ),
     localrule: True
 
 

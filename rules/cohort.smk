@@ -1,4 +1,33 @@
-rule simulate_scan:
+ruleorder: simulate_scan > make_scan
+
+
+rule make_scan:
+    input:
+        unpack(original_of_scan),
+    output:
+        image="<results>/cohorts/{cohort}/{scan}/image.nii.gz",
+        labels="<results>/cohorts/{cohort}/{scan}/labels.nii.gz",
+        mask="<results>/cohorts/{cohort}/{scan}/mask.nii.gz",
+    log:
+        "<logs>/make_scan/{cohort}/{scan}.log",
+    benchmark:
+        "<benchmarks>/make_scan/{cohort}/{scan}.tsv"
+    wildcard_constraints:
+        cohort="|".join(made_cohorts) or "no-such-cohort",
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=10,
+    params:
+        settings=making_parameters,
+        code=making_code,
+    script:
+        "../workflow/scripts/make_scan.py"
+
+
+use rule make_scan as simulate_scan with:
     output:
         image="<results>/cohorts/{cohort}/{scan}/image.nii.gz",
         labels="<results>/cohorts/{cohort}/{scan}/labels.nii.gz",
@@ -9,33 +38,8 @@ rule simulate_scan:
     benchmark:
         "<benchmarks>/simulate_scan/{cohort}/{scan}.tsv"
     wildcard_constraints:
-        cohort="|".join(simulated_cohorts) or "no-simulated-cohort",
+        cohort="|".join(simulated_cohorts) or "no-such-cohort",
         scan=r"sub-\d+",
-    conda:
-        "../envs/dmir.yaml"
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=10,
-    params:
-        cohort=cohort_settings,
-        code=code_hash("dmir.cohorts.simulated"),
-    script:
-        "../workflow/scripts/simulate_scan.py"
-
-
-use rule simulate_scan as extract_template with:
-    output:
-        image="<results>/cohorts/{cohort}/{scan}/image.nii.gz",
-        labels="<results>/cohorts/{cohort}/{scan}/labels.nii.gz",
-        mask="<results>/cohorts/{cohort}/{scan}/mask.nii.gz",
-    log:
-        "<logs>/extract_template/{cohort}/{scan}.log",
-    benchmark:
-        "<benchmarks>/extract_template/{cohort}/{scan}.tsv"
-    wildcard_constraints:
-        cohort="|".join(simulated_cohorts) or "no-simulated-cohort",
-        scan="template",
 
 
 rule list_scans:

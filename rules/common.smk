@@ -13,7 +13,15 @@ os.environ.update(PYTHONPATH=str(Path(workflow.basedir) / "src"))
 
 from snakemake.exceptions import WorkflowError
 
-from dmir.cohorts import scan_table
+from dmir.cohorts import (
+    SOURCES,
+    check_pairs,
+    check_unseen,
+    default_orientation,
+    reference_scan,
+    scan_table,
+)
+from dmir.cohorts.pairs import registration_pairs
 from dmir.config import CLASSICAL, parse_config
 from dmir.errors import DmirError
 from dmir.provenance import code_hash
@@ -30,22 +38,6 @@ def checked(function, *arguments, **parameters):
         sys.exit(1)
 
 
-def table_of_scans(name):
-    """Return the scans of a cohort, read from its table or, for simulated ones, known by their number."""
-    cohort = configuration.cohorts[name]
-    if cohort.source == "simulated":
-        folder = Path(configuration.results, "cohorts", name)
-        return scan_table(
-            "simulated",
-            folder=folder,
-            train=cohort.train,
-            val=cohort.val,
-            test=cohort.test,
-            seed=cohort.seed,
-        )
-    return scan_table("table", path=configuration.table_path(cohort))
-
-
 configuration = checked(
     parse_config,
     dict(config),
@@ -55,13 +47,38 @@ used_cohorts = list(dict.fromkeys([configuration.train_on, *configuration.test_o
 simulated_cohorts = [
     name for name in used_cohorts if configuration.cohorts[name].source == "simulated"
 ]
+made_cohorts = [
+    name for name in used_cohorts if configuration.cohorts[name].MADE is not None
+]
 models = [f"seed{seed}" for seed in configuration.seeds]
+listing = {name: configuration.scan_parameters(name) for name in used_cohorts}
 scans = {
-    name: checked(table_of_scans, name).set_index("scan", drop=False)
+    name: checked(scan_table, **listing[name]).set_index("scan", drop=False)
     for name in used_cohorts
 }
-atlases = {
-    name: table.index[table["split"] == "atlas"][0] for name, table in scans.items()
+references = {
+    name: checked(reference_scan, table, configuration.cohorts[name].reference)
+    for name, table in scans.items()
+}
+for name in used_cohorts:
+    checked(
+        check_pairs,
+        scans[name],
+        listing[name]["pairs"],
+        tested=name in configuration.test_on,
+        trained=(
+            configuration.trained_pairs() if name == configuration.train_on else []
+        ),
+    )
+checked(
+    check_unseen,
+    scans,
+    {name: configuration.origin(name) for name in used_cohorts},
+    configuration.train_on,
+)
+pairs = {
+    name: checked(registration_pairs, scans[name], listing[name]["pairs"])
+    for name in configuration.test_on
 }
 networks = configuration.networks()
 studies = {name: configuration.variants(name) for name in ("ablation", "lambda_study")}
@@ -74,8 +91,11 @@ voxels = (
 
 
 wildcard_constraints:
-    cohort="|".join(used_cohorts),
+    # the longest first: in figures' names a cohort called a would else take a part of a_b
+    cohort="|".join(map(re.escape, sorted(used_cohorts, key=len, reverse=True))),
     scan=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    moving=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    fixed=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     method="|".join(map(re.escape, dict.fromkeys([*configuration.methods, *studied]))),
     study="|".join(studies),
     model=r"none|seed\d+",
@@ -89,11 +109,11 @@ def scans_of(cohort, *splits):
 
 
 def shards_of(cohort):
-    """Return the test scans of a cohort by shard, a shard being the pairs that one job works through."""
-    test = scans_of(cohort, "test")
+    """Return the pairs (moving, fixed) of a cohort by shard: what one job works through."""
     size = configuration.pairs_per_job
     return {
-        f"shard{k // size:03d}": test[k : k + size] for k in range(0, len(test), size)
+        f"shard{k // size:03d}": pairs[cohort][k : k + size]
+        for k in range(0, len(pairs[cohort]), size)
     }
 
 
@@ -130,6 +150,30 @@ def files_of_scan(wildcards):
     return {key: row[key] for key in ("image", "labels", "mask", "truth") if row[key]}
 
 
+def original_of_scan(wildcards):
+    """Return the file that a scan is made from, where there is one."""
+    original = scans[wildcards.cohort].loc[wildcards.scan, "made_from"]
+    return {"original": original} if original else {}
+
+
+def source_of(cohort):
+    return configuration.cohorts[cohort].source
+
+
+def making_code(wildcards):
+    """Return the hash of what making a scan depends on."""
+    return code_hash(SOURCES[source_of(wildcards.cohort)])
+
+
+def making_parameters(wildcards):
+    """Return the source that makes a scan, and the keys that its making depends on."""
+    cohort = configuration.cohorts[wildcards.cohort]
+    return {
+        "source": cohort.source,
+        **{key: getattr(cohort, key) for key in cohort.MADE},
+    }
+
+
 def files_of_cohort(wildcards):
     """Return every file of a cohort."""
     table = scans[wildcards.cohort]
@@ -146,31 +190,49 @@ def scan_records(wildcards):
     return scans[wildcards.cohort].fillna("").astype(str).to_dict("records")
 
 
-def atlas_of_scan(wildcards):
-    """Return the preprocessed atlas that a scan is aligned to; none for the atlas itself."""
+def reference_of_scan(wildcards):
+    """Return the preprocessed scan that a scan is aligned to; none for that scan itself."""
     cohort = wildcards.cohort
-    atlas = atlases[cohort]
-    folder = f"{configuration.results}/preprocessed/{cohort}/{atlas}"
+    reference = references[cohort]
+    folder = f"{configuration.results}/preprocessed/{cohort}/{reference}"
+    names = ("image.nii.gz", "labels.nii.gz", "affine.mat", "quality.json")
     return (
         {}
-        if wildcards.scan == atlas
-        else {
-            "atlas": [
-                f"{folder}/{name}"
-                for name in (
-                    "image.nii.gz",
-                    "labels.nii.gz",
-                    "affine.mat",
-                    "quality.json",
-                )
-            ]
-        }
+        if wildcards.scan == reference
+        else {"reference": [f"{folder}/{name}" for name in names]}
     )
 
 
+def quality_files_of(cohort, names):
+    folder = f"{configuration.results}/preprocessed/{cohort}"
+    return [f"{folder}/{scan}/quality.json" for scan in names]
+
+
 def quality_files(wildcards):
+    """Return the quality of every scan of a cohort."""
+    return quality_files_of(wildcards.cohort, scans[wildcards.cohort].index)
+
+
+def preprocessed_images(wildcards):
+    """Return every preprocessed image of a cohort."""
     folder = f"{configuration.results}/preprocessed/{wildcards.cohort}"
-    return [f"{folder}/{scan}/quality.json" for scan in scans[wildcards.cohort].index]
+    return [f"{folder}/{scan}/image.nii.gz" for scan in scans[wildcards.cohort].index]
+
+
+def splits_of_cohort(wildcards):
+    """Return scan -> split of a whole cohort."""
+    table = scans[wildcards.cohort]
+    return dict(zip(table["scan"], table["split"]))
+
+
+def reference_of_cohort(wildcards):
+    return references[wildcards.cohort]
+
+
+def leaves_out_flagged(cohort):
+    """Tell whether scans that quality control flags are left out."""
+    settings = configuration.preprocess_of(configuration.cohorts[cohort])
+    return settings.flagged == "leave_out"
 
 
 def preprocessed_for_training(wildcards, name):
@@ -189,6 +251,17 @@ def training_labels(wildcards):
     return preprocessed_for_training(wildcards, "labels")
 
 
+def quality_for_training(wildcards):
+    """Return the quality of a training's scans, where it decides whether they are used."""
+    return (
+        quality_files_of(
+            wildcards.cohort, scans_of(wildcards.cohort, "train", "val", "atlas")
+        )
+        if leaves_out_flagged(wildcards.cohort)
+        else []
+    )
+
+
 def training_splits(wildcards):
     """Return scan -> split of what a training sees, in the order of its inputs."""
     table = scans[wildcards.cohort]
@@ -198,41 +271,67 @@ def training_splits(wildcards):
     }
 
 
+def pairs_of_shard(wildcards):
+    """Return the pairs (moving, fixed) of a shard."""
+    return [list(pair) for pair in shards[wildcards.cohort][wildcards.shard]]
+
+
+def scans_of_shard(wildcards):
+    """Return the scans that a shard's pairs consist of, each once."""
+    chosen = shards[wildcards.cohort][wildcards.shard]
+    return list(dict.fromkeys(scan for pair in chosen for scan in pair))
+
+
 def preprocessed_of_shard(wildcards, name):
-    """Return one kind of preprocessed volume of each moving scan of a shard."""
+    """Return one kind of preprocessed volume of each scan of a shard."""
     folder = f"{configuration.results}/preprocessed/{wildcards.cohort}"
-    return [
-        f"{folder}/{scan}/{name}.nii.gz"
-        for scan in shards[wildcards.cohort][wildcards.shard]
-    ]
+    return [f"{folder}/{scan}/{name}.nii.gz" for scan in scans_of_shard(wildcards)]
 
 
-def moving_images(wildcards):
+def images_of_shard(wildcards):
     return preprocessed_of_shard(wildcards, "image")
 
 
-def moving_labels(wildcards):
+def labels_of_shard(wildcards):
     return preprocessed_of_shard(wildcards, "labels")
 
 
-def true_fields(wildcards):
-    """Return the true fields of a shard's pairs, where the cohort is simulated."""
+def quality_of_shard(wildcards):
+    """Return the quality of a shard's scans, where it decides whether they are used."""
     return (
-        preprocessed_of_shard(wildcards, "truth")
-        if wildcards.cohort in simulated_cohorts
+        quality_files_of(wildcards.cohort, scans_of_shard(wildcards))
+        if leaves_out_flagged(wildcards.cohort)
         else []
     )
 
 
-def scan_file(name):
-    """Return the path of one preprocessed volume of a scan, with its wildcards."""
-    return f"{configuration.results}/preprocessed/{{cohort}}/{{scan}}/{name}.nii.gz"
+def truths_of(cohort, names):
+    """Return the true fields of scans, where the cohort is simulated; its reference is the truth's own space."""
+    folder = f"{configuration.results}/preprocessed/{cohort}"
+    return (
+        [
+            f"{folder}/{scan}/truth.nii.gz"
+            for scan in names
+            if scans[cohort].loc[scan, "truth"]
+        ]
+        if cohort in simulated_cohorts
+        else []
+    )
 
 
-def truth_of_scan(wildcards):
-    """Return the true field of one pair, where the cohort is simulated."""
-    folder = f"{configuration.results}/preprocessed/{wildcards.cohort}/{wildcards.scan}"
-    return [f"{folder}/truth.nii.gz"] if wildcards.cohort in simulated_cohorts else []
+def true_fields(wildcards):
+    """Return the true fields of a shard's scans."""
+    return truths_of(wildcards.cohort, scans_of_shard(wildcards))
+
+
+def pair_file(end, name):
+    """Return the path of one preprocessed volume of a pair's end, moving or fixed, with its wildcards."""
+    return f"{configuration.results}/preprocessed/{{cohort}}/{{{end}}}/{name}.nii.gz"
+
+
+def truths_of_pair(wildcards):
+    """Return the true fields of a pair's two scans, where the cohort is simulated."""
+    return truths_of(wildcards.cohort, [wildcards.moving, wildcards.fixed])
 
 
 def structure_set(wildcards):
@@ -251,16 +350,6 @@ def method_threads(wildcards):
     return getattr(configuration.method(wildcards.method), "threads", 1)
 
 
-def atlas_file(name):
-    """Return a function that gives one preprocessed volume of a cohort's atlas."""
-
-    def path(wildcards):
-        cohort = wildcards.cohort
-        return f"{configuration.results}/preprocessed/{cohort}/{atlases[cohort]}/{name}.nii.gz"
-
-    return path
-
-
 def fields_folder(path):
     """Declare a folder of fields; it is deleted after use unless the configuration keeps fields."""
     return directory(path) if configuration.keep_fields else temp(directory(path))
@@ -271,17 +360,27 @@ def settings_of(wildcards):
     return configuration.method(wildcards.method).model_dump(mode="json")
 
 
-def cohort_settings(wildcards):
-    return configuration.cohorts[wildcards.cohort].model_dump(mode="json")
+def stated_orientation(wildcards):
+    """Return the axis codes that replace those of a scan's files; what a job has made has a true header."""
+    cohort = configuration.cohorts[wildcards.cohort]
+    made = Path(configuration.results, "cohorts", wildcards.cohort)
+    if Path(scans[wildcards.cohort].loc[wildcards.scan, "image"]).is_relative_to(made):
+        return None
+    known = {key: getattr(cohort, key) for key in cohort.ORIENTED_BY}
+    return cohort.orientation or default_orientation(cohort.source, **known)
 
 
 def preprocess_settings(wildcards):
-    """Return the preprocessing of a cohort with its grid and its label map."""
+    """Return the preprocessing of a cohort with its grid, and what its labels mean."""
     cohort = configuration.cohorts[wildcards.cohort]
+    settings = configuration.preprocess_of(cohort).model_dump(mode="json")
+    del settings["flagged"]  # concerns those who use the scans
     return {
-        **configuration.preprocess_of(cohort).model_dump(mode="json"),
+        **settings,
         **configuration.grid.model_dump(mode="json"),
         "label_map": cohort.label_map,
+        "structures": cohort.structures,
+        "orientation": stated_orientation(wildcards),
     }
 
 
@@ -307,8 +406,11 @@ def training_threads():
 
 def tables():
     """Return the names of all tables."""
+    unseen = [name for name in configuration.test_on if name != configuration.train_on]
     return [
         "comparison",
+        *(["cross_cohort"] if unseen else []),
+        "preprocessing",
         *(
             f"{kind}_{cohort}"
             for kind in ("structures", "dice_by_structure")
@@ -324,25 +426,24 @@ def figures():
     return [
         *(f"{kind}_{cohort}" for cohort in configuration.test_on for kind in kinds),
         *(
-            f"qualitative_{cohort}_{scan}"
+            f"qualitative_{cohort}_{moving}__{fixed}"
             for cohort in configuration.test_on
-            for scan in example_scans(cohort)
+            for moving, fixed in example_pairs(cohort)
         ),
         *([f"training_curves_{configuration.train_on}"] if networks else []),
     ]
 
 
-def example_scans(cohort):
-    """Return the moving scans of the pairs that are drawn."""
-    return scans_of(cohort, "test")[: configuration.report.examples]
+def example_pairs(cohort):
+    """Return the pairs that are drawn: the first ones."""
+    return pairs[cohort][: configuration.report.examples]
 
 
-def shard_of_scan(wildcards):
-    """Return the folder of fields that holds the pair of a moving scan."""
+def shard_of_pair(wildcards):
+    """Return the folder of fields that holds a pair."""
+    pair = (wildcards.moving, wildcards.fixed)
     shard = next(
-        name
-        for name, members in shards[wildcards.cohort].items()
-        if wildcards.scan in members
+        name for name, members in shards[wildcards.cohort].items() if pair in members
     )
     return f"{configuration.results}/registered/{wildcards.cohort}/{wildcards.method}/{wildcards.model}/{shard}"
 
@@ -350,8 +451,9 @@ def shard_of_scan(wildcards):
 def examples(wildcards):
     """Return the saved example of every method for one pair; of several seeds, the first."""
     folder = f"{configuration.results}/registered/{wildcards.cohort}"
+    pair = f"{wildcards.moving}__{wildcards.fixed}"
     return [
-        f"{folder}/{method}/{models[0] if method in networks else 'none'}/example-{wildcards.scan}.npz"
+        f"{folder}/{method}/{models[0] if method in networks else 'none'}/example-{pair}.npz"
         for method in configuration.methods
     ]
 
@@ -408,6 +510,10 @@ def report_files():
     return [
         f"{results}/scores/pairs.csv",
         *(f"{results}/preprocessed/{cohort}/quality.csv" for cohort in used_cohorts),
+        *(
+            f"{results}/preprocessed/{cohort}/contact_sheet.png"
+            for cohort in used_cohorts
+        ),
         *(f"{results}/tables/{table}.html" for table in tables()),
         *(f"{results}/figures/{figure}.svg" for figure in figures()),
     ]

@@ -2,8 +2,7 @@ rule score_shard:
     input:
         fields="<results>/registered/{cohort}/{method}/{model}/{shard}",
         records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",
-        moving_labels=moving_labels,
-        fixed_labels=atlas_file("labels"),
+        labels=labels_of_shard,
         truths=true_fields,
     output:
         structures="<results>/scores/{cohort}/{method}/{model}/{shard}.structures.parquet",
@@ -28,18 +27,16 @@ rule score_shard:
 
 rule save_example:
     input:
-        fields=shard_of_scan,
-        moving=scan_file("image"),
-        moving_labels=scan_file("labels"),
-        fixed=atlas_file("image"),
-        fixed_labels=atlas_file("labels"),
-        truth=truth_of_scan,
+        fields=shard_of_pair,
+        moving=pair_file("moving", "image"),
+        moving_labels=pair_file("moving", "labels"),
+        fixed_labels=pair_file("fixed", "labels"),
     output:
-        example="<results>/registered/{cohort}/{method}/{model}/example-{scan}.npz",
+        example="<results>/registered/{cohort}/{method}/{model}/example-{moving}__{fixed}.npz",
     log:
-        "<logs>/save_example/{cohort}/{method}/{model}/{scan}.log",
+        "<logs>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.log",
     benchmark:
-        "<benchmarks>/save_example/{cohort}/{method}/{model}/{scan}.tsv"
+        "<benchmarks>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.tsv"
     conda:
         "../envs/dmir.yaml"
     threads: 1

@@ -4,7 +4,7 @@ ruleorder: preprocess_simulated_scan > preprocess_scan
 rule preprocess_scan:
     input:
         unpack(files_of_scan),
-        unpack(atlas_of_scan),
+        unpack(reference_of_scan),
     output:
         image="<results>/preprocessed/{cohort}/{scan}/image.nii.gz",
         labels="<results>/preprocessed/{cohort}/{scan}/labels.nii.gz",
@@ -39,7 +39,7 @@ use rule preprocess_scan as preprocess_simulated_scan with:
     benchmark:
         "<benchmarks>/preprocess_simulated_scan/{cohort}/{scan}.tsv"
     wildcard_constraints:
-        cohort="|".join(simulated_cohorts) or "no-simulated-cohort",
+        cohort="|".join(simulated_cohorts) or "no-such-cohort",
         scan=r"sub-\d+",
 
 
@@ -67,3 +67,32 @@ rule gather_quality:
         code=code_hash("dmir.preprocess.files"),
     script:
         "../workflow/scripts/gather_quality.py"
+
+
+rule contact_sheet:
+    input:
+        images=preprocessed_images,
+        scans=quality_files,
+    output:
+        png=report(
+            "<results>/preprocessed/{cohort}/contact_sheet.png",
+            category="Preprocessing",
+            labels={"cohort": "{cohort}", "figure": "contact sheet"},
+            caption="../workflow/report/contact_sheet.rst",
+        ),
+    log:
+        "<logs>/contact_sheet/{cohort}.log",
+    benchmark:
+        "<benchmarks>/contact_sheet/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        splits=splits_of_cohort,
+        reference=reference_of_cohort,
+        code=code_hash("dmir.preprocess.contact_sheet"),
+    script:
+        "../workflow/scripts/contact_sheet.py"

@@ -1,7 +1,7 @@
 rule register_classical:
     input:
-        moving=moving_images,
-        fixed=atlas_file("image"),
+        images=images_of_shard,
+        quality=quality_of_shard,
     output:
         fields=fields_folder("<results>/registered/{cohort}/{method}/{model}/{shard}"),
         records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",
@@ -18,6 +18,7 @@ rule register_classical:
         mem_mb=2000 + voxels // 1500,
         runtime=720,
     params:
+        pairs=pairs_of_shard,
         settings=settings_of,
         timeout=configuration.timeout_minutes * 60,
         code=method_code,
@@ -27,8 +28,8 @@ rule register_classical:
 
 rule register_network:
     input:
-        moving=moving_images,
-        fixed=atlas_file("image"),
+        images=images_of_shard,
+        quality=quality_of_shard,
         weights=f"<results>/models/{configuration.train_on}/{{method}}/{{model}}/model.safetensors",
     output:
         fields=fields_folder("<results>/registered/{cohort}/{method}/{model}/{shard}"),
@@ -47,6 +48,7 @@ rule register_network:
         mem_mb=2000 + voxels // 500,
         runtime=120,
     params:
+        pairs=pairs_of_shard,
         code=method_code,
     script:
         "../workflow/scripts/register_network.py"

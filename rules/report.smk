@@ -30,6 +30,68 @@ rule comparison_table:
         "../workflow/scripts/comparison_table.py"
 
 
+rule cross_cohort_table:
+    input:
+        table="<results>/tables/comparison.csv",
+    output:
+        html=report(
+            "<results>/tables/cross_cohort.html",
+            category="Tables",
+            labels={"table": "unseen cohorts"},
+            caption="../workflow/report/cross_cohort.rst",
+        ),
+        csv="<results>/tables/cross_cohort.csv",
+        md="<results>/tables/cross_cohort.md",
+        tex="<results>/tables/cross_cohort.tex",
+    log:
+        "<logs>/cross_cohort_table.log",
+    benchmark:
+        "<benchmarks>/cross_cohort_table.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        trained_on=configuration.train_on,
+        code=code_hash("dmir.report.cross_cohort", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/cross_cohort_table.py"
+
+
+rule preprocessing_table:
+    input:
+        quality=collect(
+            "<results>/preprocessed/{cohort}/quality.csv", cohort=used_cohorts
+        ),
+    output:
+        html=report(
+            "<results>/tables/preprocessing.html",
+            category="Preprocessing",
+            labels={"table": "cost and overlap"},
+            caption="../workflow/report/preprocessing.rst",
+        ),
+        csv="<results>/tables/preprocessing.csv",
+        md="<results>/tables/preprocessing.md",
+        tex="<results>/tables/preprocessing.tex",
+    log:
+        "<logs>/preprocessing_table.log",
+    benchmark:
+        "<benchmarks>/preprocessing_table.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        left_out={name: leaves_out_flagged(name) for name in used_cohorts},
+        code=code_hash("dmir.report.preprocessing", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/preprocessing_table.py"
+
+
 rule structure_table:
     input:
         table=structure_set_file,
@@ -236,21 +298,26 @@ rule training_curves:
 rule qualitative:
     input:
         examples=examples,
-        moving=scan_file("image"),
-        fixed=atlas_file("image"),
-        truth=truth_of_scan,
+        moving=pair_file("moving", "image"),
+        fixed=pair_file("fixed", "image"),
+        truths=truths_of_pair,
     output:
-        png="<results>/figures/qualitative_{cohort}_{scan}.png",
+        png="<results>/figures/qualitative_{cohort}_{moving}__{fixed}.png",
         svg=report(
-            "<results>/figures/qualitative_{cohort}_{scan}.svg",
+            "<results>/figures/qualitative_{cohort}_{moving}__{fixed}.svg",
             category="Figures",
-            labels={"figure": "qualitative", "cohort": "{cohort}", "moving": "{scan}"},
+            labels={
+                "figure": "qualitative",
+                "cohort": "{cohort}",
+                "moving": "{moving}",
+                "fixed": "{fixed}",
+            },
             caption="../workflow/report/qualitative.rst",
         ),
     log:
-        "<logs>/qualitative/{cohort}/{scan}.log",
+        "<logs>/qualitative/{cohort}/{moving}__{fixed}.log",
     benchmark:
-        "<benchmarks>/qualitative/{cohort}/{scan}.tsv"
+        "<benchmarks>/qualitative/{cohort}/{moving}__{fixed}.tsv"
     conda:
         "../envs/dmir.yaml"
     threads: 1

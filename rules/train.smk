@@ -2,6 +2,7 @@ rule train:
     input:
         images=training_images,
         labels=training_labels,
+        quality=quality_for_training,
     output:
         weights="<results>/models/{cohort}/{method}/{model}/model.safetensors",
         history="<results>/models/{cohort}/{method}/{model}/history.csv",

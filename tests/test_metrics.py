@@ -434,12 +434,11 @@ def test_fields_in_files_score_as_in_memory(tmp_path):
     records = [record | {"status": "ok", "reason": ""}, record | {"status": "failed", "reason": "killed by SIGSEGV"}]
     records[1]["moving"] = "lost"
     pd.DataFrame(records).to_csv(tmp_path / "records.csv", index=False)
-    labels = {"m": paths[1], "lost": paths[1]}
+    labels = {"m": paths[1], "lost": paths[1], records[0]["fixed"]: paths[2]}
     tables, pairs = score_shard(
         tmp_path / "records.csv",
         fields=tmp_path,
-        moving_labels=labels,
-        fixed_labels=paths[2],
+        labels=labels,
         truths={},
         structures="oasis28",
     )

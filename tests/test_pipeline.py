@@ -270,16 +270,7 @@ def table_of_files(path, rows):
 def test_real_scans_from_a_table_of_files(tmp_path):
     """LPBA40 and OASIS as they are: native grids, other axes, 138 labels mapped to 28, another atlas each."""
     lpba, oasis = SHARED / "lpba40", SHARED / "oasis_manual"
-    lpba_rows = [
-        (
-            s,
-            s,
-            split,
-            lpba / s / f"{s}.delineation.skullstripped.nii.gz",
-            lpba / s / f"{s}.delineation.structure.label.nii.gz",
-        )
-        for s, split in (("S01", "atlas"), ("S11", "train"), ("S12", "val"), ("S02", "test"), ("S03", "test"))
-    ]
+    lpba_split = {"S01": "atlas", "S11": "train", "S12": "val", "S02": "test", "S03": "test"}
     oasis_rows = [
         (s, s, split, oasis / s / f"{s}_T1w_brain.nii.gz", oasis / s / f"{s}_labels.nii.gz")
         for s, split in (("1000", "atlas"), ("1001", "train"), ("1002", "val"), ("1003", "test"))
@@ -291,7 +282,7 @@ def test_real_scans_from_a_table_of_files(tmp_path):
         "grid": {"shape": [88, 104, 88], "spacing": 2.0},
         "preprocess": {"skull_strip": "none"},
         "cohorts": {
-            "lpba40": {"source": "table", "table": "lpba40.csv", "structures": "lpba56"},
+            "lpba40": {"source": "lpba40", "folder": str(lpba), "split": "lpba40.csv"},
             "oasis": {
                 "source": "table",
                 "table": "oasis.csv",
@@ -302,7 +293,7 @@ def test_real_scans_from_a_table_of_files(tmp_path):
         "settings": {"syn": {"iterations": [40, 20, 0]}},
     }
     folder = checkout(tmp_path, configuration)
-    table_of_files(folder / "lpba40.csv", lpba_rows)
+    pd.Series(lpba_split, name="split").rename_axis("scan").to_csv(folder / "lpba40.csv")
     table_of_files(folder / "oasis.csv", oasis_rows)
     snakemake(folder)
     table = pd.read_csv(folder / "results/tables/comparison.csv").set_index(["cohort", "method"])
@@ -317,6 +308,9 @@ def test_real_scans_from_a_table_of_files(tmp_path):
     assert scores[scores["cohort"] == "oasis"]["structure"].nunique() == 28
     quality = json.loads((folder / "results/preprocessed/lpba40/S02/quality.json").read_text())
     assert quality["mask_overlap"] > 0.9
+    assert quality["sides_swapped"] == 0  # the source states the orientation that the headers have wrong
+    unseen = pd.read_csv(folder / "results/tables/cross_cohort.csv").set_index("method")
+    assert unseen.loc["syn", "dice_gain"] == pytest.approx(lpba_after - lpba_before, abs=1e-12)
 
 
 def test_a_missing_file_is_told_before_anything_runs(tmp_path):
@@ -334,31 +328,79 @@ def test_a_missing_file_is_told_before_anything_runs(tmp_path):
     assert "a.nii.gz" in text and "Traceback" not in text and not (folder / "results" / "preprocessed").exists()
 
 
-def test_a_bad_scan_fails_with_its_own_message_and_the_others_go_on(tmp_path):
-    """One truncated volume among good ones: its name and what to do are on the terminal, not a traceback."""
-    generator = np.random.default_rng(0)
+def write_blocks(folder, sizes):
+    """Write a block of the same noise with two structures for each name; return image and labels by name."""
     import nibabel as nib
 
-    rows = []
-    for name, split in (("atlas", "atlas"), ("good", "test"), ("cut", "test")):
+    noise = 50 + np.random.default_rng(0).random((24, 24, 24)) * 50
+    files = {}
+    for name, size in sizes.items():
         data = np.zeros((40, 40, 40), np.float32)
-        data[8:32, 8:32, 8:32] = 50 + generator.random((24, 24, 24)) * 50
+        data[8 : 8 + size, 8:32, 8:32] = noise[:size]
         labels = np.zeros(data.shape, np.int16)
-        labels[10:20, 10:20, 10:20], labels[22:30, 22:30, 22:30] = 21, 22
+        labels[9:12, 10:20, 10:20], labels[13:18, 12:30, 12:30] = 21, 22
         for kind, volume in (("image", data), ("labels", labels)):
-            nib.save(nib.Nifti1Image(volume, np.diag([4, 4, 4, 1])), tmp_path / f"{name}_{kind}.nii.gz")
-        rows.append((name, name, split, tmp_path / f"{name}_image.nii.gz", tmp_path / f"{name}_labels.nii.gz"))
-    rows = [
-        (*names, f"../{image.name}", f"../{labels.name}") for *names, image, labels in rows
-    ]  # relative to the table
+            nib.save(nib.Nifti1Image(volume, np.diag([4, 4, 4, 1])), folder / f"{name}_{kind}.nii.gz")
+        files[name] = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "labels")]
+    return files
+
+
+BLOCKS = {
+    "methods": ["affine"],
+    "grid": {"shape": [32, 32, 32], "spacing": 4.0},
+    "preprocess": {"skull_strip": "none", "bias_correction": False, "affine": False},
+}
+
+
+def test_several_atlases_both_directions_and_flagged_scans(tmp_path):
+    """Pairs go to every atlas and, in the other cohort, from it; those of a flagged scan are rows with their reason."""
+    splits = {"one": "atlas", "two": "atlas", "good": "test", "small": "test"}
+    files = write_blocks(tmp_path, dict.fromkeys(splits, 24) | {"small": 10})
+    cohort = {"source": "table", "table": "mine.csv", "structures": "lpba56"}
+    configuration = {
+        **BLOCKS,
+        "train_on": "mine",
+        "test_on": ["mine", "mine_back"],
+        "preprocess": {**BLOCKS["preprocess"], "flagged": "leave_out"},
+        "cohorts": {"mine": cohort, "mine_back": {**cohort, "pairs": "atlas_to_scan", "reference": "two"}},
+    }
+    folder = checkout(tmp_path, configuration)
+    table_of_files(folder / "mine.csv", [(name, name, split, *files[name]) for name, split in splits.items()])
+    snakemake(folder)
+    results = folder / "results"
+    records = pd.read_csv(results / "scores/pairs.csv").set_index("cohort")
+    there, back = (records.loc[name] for name in ("mine", "mine_back"))
+    assert set(zip(there["moving"], there["fixed"], there["status"], strict=True)) == {
+        ("good", "one", "ok"),
+        ("good", "two", "ok"),
+        ("small", "one", "left out"),
+        ("small", "two", "left out"),
+    }
+    assert set(zip(back["moving"], back["fixed"], strict=True)) == {
+        *(("one", "good"), ("two", "good"), ("one", "small"), ("two", "small"))
+    }
+    assert records.loc[records["status"] == "left out", "reason"].str.contains("small is flagged: brain volume").all()
+    table = pd.read_csv(results / "tables/comparison.csv").set_index("cohort")
+    assert (table["n"] == 2).all() and (table["failed"] == 2).all()
+    assert "flagged" in (results / "tables/comparison.md").read_text()
+    grids = [json.loads((results / f"preprocessed/{c}/two/quality.json").read_text()) for c in ("mine", "mine_back")]
+    assert "affine_scale" in grids[0] and grids[1]["mask_overlap"] == 1  # there, the scan two is the reference
+    assert (results / "preprocessed/mine/contact_sheet.png").stat().st_size > 5000
+    assert pd.read_csv(results / "tables/preprocessing.csv")["flagged"].tolist() == [1, 1]
+
+
+def test_a_bad_scan_fails_with_its_own_message_and_the_others_go_on(tmp_path):
+    """One truncated volume among good ones: its name and what to do are on the terminal, not a traceback."""
+    splits = {"atlas": "atlas", "good": "test", "cut": "test"}
+    files = write_blocks(tmp_path, dict.fromkeys(splits, 24))
+    # relative to the table
+    rows = [(name, name, split, *(f"../{path.name}" for path in files[name])) for name, split in splits.items()]
     cut = tmp_path / "cut_image.nii.gz"
     cut.write_bytes(cut.read_bytes()[:1500])
     configuration = {
+        **BLOCKS,
         "train_on": "mine",
         "test_on": ["mine"],
-        "methods": ["affine"],
-        "grid": {"shape": [32, 32, 32], "spacing": 4.0},
-        "preprocess": {"skull_strip": "none", "bias_correction": False, "affine": False},
         "cohorts": {"mine": {"source": "table", "table": "mine.csv", "structures": "lpba56"}},
     }
     (tmp_path / "run").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from csv import DictReader
 from itertools import combinations
@@ -21,12 +22,14 @@ from skimage.color import rgb2lab
 from dmir.errors import InputError
 from dmir.report.boxplot import dice_boxplot, grouped_scores
 from dmir.report.columns import COLUMNS, Column
+from dmir.report.cross_cohort import cross_cohort_table
 from dmir.report.curves import read_history, training_curves
 from dmir.report.examples import Example, load_example, save_example
 from dmir.report.layout import lay_out, rank_marks, rounded
 from dmir.report.names import METHOD_NAMES, method_name, structure_group
 from dmir.report.pictures import make_pictures
 from dmir.report.planes import affine_to_ras, brain_of, choose_plane, field_to_ras, scalar_to_ras
+from dmir.report.preprocessing import preprocessing_table
 from dmir.report.qualitative import qualitative_figure
 from dmir.report.style import METHOD_COLOURS, OTHER_COLOURS, method_colours, save_figure
 from dmir.report.tables import (
@@ -686,6 +689,39 @@ def test_planes_that_do_not_exist_are_refused(anatomy):
         choose_plane("coronel", brain_of(image), affine)
     with pytest.raises(InputError, match="a slice from 0 to 23"):
         choose_plane("coronal", brain_of(image), affine, {"coronal": 24})
+
+
+def test_cross_cohort_table_sets_gains_against_each_other():
+    rows = [
+        ("home", "affine", 0.60), ("home", "syn", 0.80), ("home", "caml", 0.70), ("home", "worse", 0.55),
+        ("away", "affine", 0.40), ("away", "syn", 0.55), ("away", "caml", 0.45), ("away", "worse", 0.41),
+    ]  # fmt: skip
+    columns = {"n": 4, "dice_sd": 0.01, "labels": "nearest", "nonpositive_jacobian_forward": 0.0}
+    comparison = pd.DataFrame(rows, columns=["cohort", "method", "dice"]).assign(**columns)
+    table = cross_cohort_table(comparison, "home").set_index("method")
+    assert set(table["cohort"]) == {"away"}
+    assert table.loc["syn", "dice_gain"] == pytest.approx(0.15) and table.loc["syn", "gain_kept"] == pytest.approx(75)
+    assert table.loc["caml", "gain_kept"] == pytest.approx(50) and table.loc["caml", "own_dice"] == 0.70
+    assert table.loc["affine", "dice_gain"] == 0 and math.isnan(table.loc["affine", "gain_kept"])
+    assert math.isnan(table.loc["worse", "gain_kept"])  # nothing was gained that could be kept
+    without = cross_cohort_table(comparison[comparison["method"] != "affine"], "home")
+    assert without["dice_gain"].isna().all()
+
+
+def test_preprocessing_table_has_medians_and_the_worst():
+    quality = pd.DataFrame(
+        {
+            "scan": list("abc"), "mask_overlap": [1.0, 0.95, 0.7], "ok": [True, True, False],
+            "seconds": [3.0, 9.0, 11.0], "seconds_affine": [math.nan, 4.0, 6.0], "peak_memory_mb": [500, 700, 600],
+        }
+    )  # fmt: skip
+    table = preprocessing_table({"x": quality}, {"x": True})
+    row = table.iloc[0]
+    assert (row["scans"], row["flagged"], row["peak_memory_mb"]) == (3, 1, 700)
+    assert (row["mask_overlap"], row["mask_overlap_min"]) == (0.95, 0.7)
+    assert (row["scan_seconds"], row["affine_seconds"]) == (9.0, 5.0)
+    assert "denoise_seconds" not in table
+    assert "flagged scans of x are left out" in table.attrs["note"].lower()
 
 
 def test_qualitative_figure_tells_methods_sides_and_scores(anatomy, tmp_path):

@@ -14,6 +14,6 @@ with job(snakemake.log[0], snakemake.threads):
         labels=files.get("labels"),
         mask=files.get("mask"),
         truth=files.get("truth"),
-        atlas=Path(files.atlas[0]).parent if files.get("atlas") else None,
+        atlas=Path(files.reference[0]).parent if files.get("reference") else None,
         **snakemake.params.settings,
     )

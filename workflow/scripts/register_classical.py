@@ -1,27 +1,25 @@
 """Register a shard of pairs with a classical method, each pair in a process of its own."""
 
 import logging
-from pathlib import Path
 
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from dmir.methods.isolated import register_pairs
-    from dmir.volumes import atomic_path
+    from dmir.methods.records import divide_pairs, write_records
+    from dmir.preprocess.quality import flagged_scans
 
-    settings = dict(snakemake.params.settings)
-    fixed = Path(snakemake.input.fixed)
+    files, params = snakemake.input, snakemake.params
+    settings = dict(params.settings)
+    pairs, left_out = divide_pairs(params.pairs, files.images, flagged_scans(files.quality))
     records = register_pairs(
-        [(Path(path).parent.name, Path(path), fixed.parent.name, fixed) for path in snakemake.input.moving],
+        pairs,
         snakemake.output.fields,
         settings.pop("algorithm"),
         settings,
         threads=snakemake.threads,
-        timeout=snakemake.params.timeout,
-        cohort=snakemake.wildcards.cohort,
-        model=snakemake.wildcards.model,
+        timeout=params.timeout,
     )
-    records["method"] = snakemake.wildcards.method  # its name in the configuration, not its algorithm's
-    with atomic_path(snakemake.output.records) as path:
-        records.to_csv(path, index=False)
+    names = {key: snakemake.wildcards[key] for key in ("cohort", "method", "model")}
+    write_records(snakemake.output.records, records, left_out, **names)

@@ -8,18 +8,13 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from dmir.methods.network import register_pairs
-    from dmir.volumes import atomic_path
+    from dmir.methods.records import divide_pairs, write_records
+    from dmir.preprocess.quality import flagged_scans
 
-    fixed = Path(snakemake.input.fixed)
+    files = snakemake.input
     folder = Path(snakemake.output.fields)
     folder.mkdir(parents=True, exist_ok=True)
-    records = register_pairs(
-        [(Path(path).parent.name, Path(path), fixed.parent.name, fixed) for path in snakemake.input.moving],
-        folder,
-        snakemake.input.weights,
-        cohort=snakemake.wildcards.cohort,
-        method=snakemake.wildcards.method,
-        model=snakemake.wildcards.model,
-    )
-    with atomic_path(snakemake.output.records) as path:
-        records.to_csv(path, index=False)
+    pairs, left_out = divide_pairs(snakemake.params.pairs, files.images, flagged_scans(files.quality))
+    records = register_pairs(pairs, folder, files.weights)
+    names = {key: snakemake.wildcards[key] for key in ("cohort", "method", "model")}
+    write_records(snakemake.output.records, records, left_out, **names)

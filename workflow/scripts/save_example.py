@@ -8,8 +8,7 @@ with job(snakemake.log[0], snakemake.threads):
     from dmir.report.examples import example_of, save_example
 
     files, names = snakemake.input, snakemake.wildcards
-    fixed = Path(files.fixed).parent.name
-    field = Path(files.fields, f"{names.scan}__{fixed}.nii.gz")
+    field = Path(files.fields, f"{names.moving}__{names.fixed}.nii.gz")
     if field.is_file():
         example = example_of(
             field,
@@ -19,8 +18,8 @@ with job(snakemake.log[0], snakemake.threads):
             method=names.method,
             model=names.model,
             cohort=names.cohort,
-            moving_scan=names.scan,
-            fixed_scan=fixed,
+            moving_scan=names.moving,
+            fixed_scan=names.fixed,
         )
         save_example(snakemake.output.example, example)
     else:

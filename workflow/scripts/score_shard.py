@@ -15,8 +15,7 @@ with job(snakemake.log[0], snakemake.threads):
     structures, pairs = score_shard(
         files.records,
         fields=files.fields,
-        moving_labels={Path(path).parent.name: path for path in files.moving_labels},
-        fixed_labels=files.fixed_labels,
+        labels={Path(path).parent.name: path for path in files.labels},
         truths={Path(path).parent.name: path for path in files.truths},
         structures=snakemake.params.structures,
         interpolations=snakemake.params.interpolations,

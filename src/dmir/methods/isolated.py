@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmir.errors import DmirError
 from dmir.job import THREAD_VARIABLES
+from dmir.methods.records import COLUMNS, MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODULE = "dmir.methods.isolated"
-MEASURED = ("seconds", "read_seconds", "write_seconds", "peak_memory_mb")
-COLUMNS = ("cohort", "method", "model", "moving", "fixed", "status", "reason", *MEASURED, "device", "threads")
 MIB = 2**20
 
 

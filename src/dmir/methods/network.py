@@ -24,6 +24,7 @@ from torch import nn
 
 from dmir.errors import DmirError
 from dmir.fields import save_field
+from dmir.methods.records import COLUMNS
 from dmir.training.devices import choose_device, device_name, peak_memory_mb
 from dmir.training.objective import arithmetic, displacement_of
 from dmir.training.weights import load_weights
@@ -32,23 +33,6 @@ from dmir.volumes import Volume, read_image, require_same_grid
 log = logging.getLogger(__name__)
 
 IO_THREADS = 4  # files read or written at the same time; more would hold many fields in memory
-COLUMNS = (
-    "cohort",
-    "method",
-    "model",
-    "moving",
-    "fixed",
-    "status",
-    "reason",
-    "seconds",
-    "read_seconds",
-    "write_seconds",
-    "peak_memory_mb",
-    "device",
-    "threads",
-)
-
-
 Loaded = tuple[nn.Module, dict[str, Any]]  # what load_weights returns
 
 

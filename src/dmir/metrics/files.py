@@ -12,6 +12,7 @@ import pandas as pd
 from dmir.errors import InputError
 from dmir.fields import load_field
 from dmir.metrics.score import score_pair
+from dmir.preprocess.truth import truth_of_pair
 from dmir.structures import StructureSet, load_structures
 from dmir.volumes import Grid, Volume, describe_grid, read_labels, same_grid
 
@@ -24,7 +25,7 @@ def score_files(
     fixed_labels: str | Path,
     structures: str | StructureSet,
     *,
-    truth: str | Path | None = None,
+    truth: str | Path | np.ndarray | None = None,
     interpolations: Sequence[str] = ("nearest", "linear"),
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Score one displacement field.
@@ -32,7 +33,8 @@ def score_files(
     Parameters
     ----------
     field, truth
-        Displacement fields as ITK and ANTs write them, on the grid of ``fixed_labels``.
+        Displacement fields as ITK and ANTs write them, on the grid of ``fixed_labels``; the truth may also be given
+        as (3, D, H, W) in voxels.
     moving_labels, fixed_labels
         Label maps; the moving one may lie on a grid of its own.
     structures
@@ -52,8 +54,8 @@ def score_files(
     displacement, affine = load_field(field)
     fixed, moving = read_labels(fixed_labels, "fixed_labels"), read_labels(moving_labels, "moving_labels")
     _require_grid(fixed, displacement, affine, fixed_labels, field)
-    true_field = None
-    if truth is not None:
+    true_field = truth if isinstance(truth, np.ndarray) else None
+    if isinstance(truth, str | Path):
         true_field, true_affine = load_field(truth)
         _require_grid(fixed, true_field, true_affine, fixed_labels, truth)
     return score_pair(
@@ -72,8 +74,7 @@ def score_shard(
     records: str | Path,
     *,
     fields: str | Path,
-    moving_labels: Mapping[str, str | Path],
-    fixed_labels: str | Path,
+    labels: Mapping[str, str | Path],
     truths: Mapping[str, str | Path],
     structures: str,
     interpolations: Sequence[str] = ("nearest", "linear"),
@@ -86,10 +87,8 @@ def score_shard(
         The table that the registration wrote, a row a pair.
     fields
         Folder of ``<moving>__<fixed>.nii.gz``.
-    moving_labels, truths
-        Label map and, for simulated scans, true field by moving scan.
-    fixed_labels
-        The atlas's label map.
+    labels, truths
+        Label map and, for simulated scans, true field by scan.
     structures
         Name of the structure set.
 
@@ -106,19 +105,19 @@ def score_shard(
     pairs = pd.read_csv(records, keep_default_na=False, na_values=numbers, dtype=texts)
     for row in pairs.to_dict("records"):
         record = {str(key): value for key, value in row.items()}
-        moving: str = record["moving"]
+        moving, fixed = str(record["moving"]), str(record["fixed"])
         scores: dict[str, Any] = {}
         if record["status"] == "ok":
             table, scores = score_files(
-                Path(fields) / f"{moving}__{record['fixed']}.nii.gz",
-                moving_labels[moving],
-                fixed_labels,
+                Path(fields) / f"{moving}__{fixed}.nii.gz",
+                labels[moving],
+                labels[fixed],
                 chosen,
-                truth=truths.get(moving),
+                truth=truth_of_pair(truths, moving, fixed),
                 interpolations=interpolations,
             )
             tables.append(table.assign(**{key: record[key] for key in PAIR_KEYS})[[*PAIR_KEYS, *table.columns]])
-        print(f"{moving} -> {record['fixed']}: {record['status']} {record['reason']}", flush=True)
+        print(f"{moving} -> {fixed}: {record['status']} {record['reason']}", flush=True)
         rows.append({**record, **scores})
     columns = [*PAIR_KEYS, "structure", "name", "labels", "dice", "hd95", "volume_ratio"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns), pd.DataFrame(rows)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
-import warnings
-from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from dmir.errors import InputError
+from dmir.preprocess.ants_images import FLIP, single_threaded_ants, to_ants
 from dmir.preprocess.resample import resample
 from dmir.volumes import Grid, Volume, atomic_path
 
-FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
-THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 NAME = "AffineTransform_double_3_3"  # ITK's name of the transform, which is also the key in its .mat files
 
 
@@ -59,10 +53,10 @@ def estimate_affine(
     InputError
         ANTs found no transform.
     """
-    ants = _single_threaded_ants()
+    ants = single_threaded_ants()
     stripped = Volume(np.where(mask.data, image.data, 0).astype(np.float32), image.affine)
-    moving = _to_ants(ants, resample(stripped, _coarse_grid(stripped, spacing)))
-    fixed = _to_ants(ants, resample(atlas_image, _coarse_grid(atlas_image, spacing)))
+    moving = to_ants(resample(stripped, _coarse_grid(stripped, spacing)))
+    fixed = to_ants(resample(atlas_image, _coarse_grid(atlas_image, spacing)))
     before = ants.config._random_seed
     ants.config._random_seed = seed
     try:
@@ -93,36 +87,6 @@ def estimate_affine(
         ants.config._random_seed = before
 
 
-@lru_cache(maxsize=1)
-def _single_threaded_ants() -> ModuleType:
-    """Import ANTs such that it uses one thread: its sums, and so its matrices, depend on their number.
-
-    ITK reads the number once, when its first filter runs.
-    """
-    if "ants" in sys.modules:
-        import ants
-
-        if os.environ.get(THREADS) != "1":
-            warnings.warn(
-                f"ANTs was imported before with {THREADS}={os.environ.get(THREADS, '')!r}; the affine is reproducible "
-                "only with 1. Set it before the first import.",
-                stacklevel=3,
-            )
-        return ants
-    before = os.environ.get(THREADS)
-    os.environ[THREADS] = "1"
-    try:
-        import ants
-
-        ants.smooth_image(ants.from_numpy(np.zeros((4, 4, 4), dtype=np.float32)), 1.0)  # now ITK has read it
-    finally:
-        if before is None:
-            del os.environ[THREADS]
-        else:
-            os.environ[THREADS] = before
-    return ants
-
-
 def _coarse_grid(volume: Volume, spacing: float) -> Grid:
     """Return an isotropic RAS grid over what is not zero, with a margin of four voxels."""
     voxels = np.argwhere(volume.data)
@@ -133,17 +97,6 @@ def _coarse_grid(volume: Volume, spacing: float) -> Grid:
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = world.min(axis=0) - 4 * spacing
     return Grid((depth, height, width), affine)
-
-
-def _to_ants(ants: ModuleType, volume: Volume) -> Any:
-    lps = FLIP @ volume.affine
-    spacing = volume.spacing
-    return ants.from_numpy(
-        volume.data.astype(np.float32),
-        origin=lps[:3, 3].tolist(),
-        spacing=spacing.tolist(),
-        direction=lps[:3, :3] / spacing,
-    )
 
 
 def write_affine(path: str | Path, transform: np.ndarray) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from dmir.errors import InputError
 from dmir.fields import load_field, save_field
 from dmir.preprocess.scan import preprocess_atlas, preprocess_scan, read_preprocessed
 from dmir.preprocess.truth import truth_on_grid
-from dmir.structures import load_label_map, remap_labels
-from dmir.volumes import Volume, read_image, read_labels, read_mask, require_same_grid, write_volume
+from dmir.structures import load_label_map, load_structures, remap_labels
+from dmir.volumes import Volume, read_image, read_labels, read_mask, require_same_grid, with_orientation, write_volume
 
 
 def preprocess_files(
@@ -27,6 +28,8 @@ def preprocess_files(
     truth: str | Path | None = None,
     atlas: str | Path | None = None,
     label_map: str | None = None,
+    structures: str | None = None,
+    orientation: str | None = None,
     shape: tuple[int, int, int] = (80, 96, 80),
     spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
     **settings: Any,
@@ -44,6 +47,10 @@ def preprocess_files(
         Folder of the preprocessed atlas.
     label_map
         Name of the map from the label map's ids to structure ids; None: they are the structures' own.
+    structures
+        Name of the structure set that the labels then belong to.
+    orientation
+        Axis codes of the files' arrays, where their headers are wrong; not of the truth.
     shape, spacing
         The grid, made round the atlas; for other scans the atlas's own grid is taken.
     settings
@@ -55,9 +62,9 @@ def preprocess_files(
         A file is unusable, or the files of the scan do not lie on one grid.
     """
     folder = Path(folder)
-    scan = read_image(image)
-    label_volume = _labels(labels, label_map)
-    mask_volume = read_mask(mask) if mask else None
+    scan = _oriented(read_image(image), orientation)
+    label_volume = _oriented(_labels(labels, label_map), orientation)
+    mask_volume = _oriented(read_mask(mask) if mask else None, orientation)
     for other, path in ((label_volume, labels), (mask_volume, mask)):
         if other is not None and path is not None:
             require_same_grid(scan, other, image, path)
@@ -68,6 +75,7 @@ def preprocess_files(
             expected="a brain mask in the cohort's table (column mask)",
             remedy="Give one, or set preprocess.skull_strip to none (scans stripped already) or deepbet.",
         )
+    settings["structures"] = load_structures(structures) if structures else None
     if atlas is None:
         only_for_scans = {"affine", "affine_spacing", "affine_seed", "histogram_match"}
         own = {key: value for key, value in settings.items() if key not in only_for_scans}
@@ -77,6 +85,7 @@ def preprocess_files(
     else:
         reference = read_preprocessed(atlas)
         result = preprocess_scan(scan, label_volume, mask_volume, reference, where=str(image), **settings)
+    result.quality["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     result.write(folder)
     if result.labels is None:
         empty = np.zeros(result.image.shape, dtype=np.int16)
@@ -85,6 +94,14 @@ def preprocess_files(
         displacement, affine = load_field(truth)
         field = truth_on_grid(displacement, affine, result.affine, result.image.grid)
         save_field(folder / "truth.nii.gz", field, result.image.affine)
+
+
+@overload
+def _oriented(volume: Volume, orientation: str | None) -> Volume: ...
+@overload
+def _oriented(volume: None, orientation: str | None) -> None: ...
+def _oriented(volume: Volume | None, orientation: str | None) -> Volume | None:
+    return volume if volume is None or orientation is None else with_orientation(volume, orientation)
 
 
 def _labels(path: str | Path | None, label_map: str | None) -> Volume | None:
@@ -106,9 +123,19 @@ def _labels(path: str | Path | None, label_map: str | None) -> Volume | None:
 
 
 def quality_table(files: Mapping[str, str | Path]) -> pd.DataFrame:
-    """Gather ``quality.json`` files, by scan, in one table; ``flags`` are joined by semicolons."""
+    """Gather ``quality.json`` files, by scan, in one table.
+
+    ``flags`` are joined by semicolons; the seconds of each step are columns, and their sum is ``seconds``.
+    """
     rows = []
     for scan, path in files.items():
         quality = json.loads(Path(path).read_text())
-        rows.append({"scan": scan, **quality, "flags": "; ".join(quality["flags"])})
-    return pd.DataFrame(rows)
+        steps = quality.pop("seconds")
+        flags, ok = "; ".join(quality.pop("flags")), quality.pop("ok")
+        seconds = {
+            "seconds": round(sum(steps.values()), 2),
+            **{f"seconds_{step}": value for step, value in steps.items()},
+        }
+        rows.append({"scan": scan, **quality, **seconds, "ok": ok, "flags": flags})
+    table = pd.DataFrame(rows)
+    return table[[*table.columns.drop(["ok", "flags"]), "ok", "flags"]]  # the reference has no affine to time

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dmir.structures import StructureSet
 from dmir.volumes import Volume
 
 LEAST_OVERLAP = 0.85  # Dice of the brain masks after the affine
@@ -16,7 +20,15 @@ LEAST_CORRELATION = 0.3
 
 
 def assess(
-    native_mask: Volume, transform: np.ndarray, image: Volume, mask: Volume, atlas_image: Volume, atlas_mask: Volume
+    native_mask: Volume,
+    transform: np.ndarray,
+    image: Volume,
+    mask: Volume,
+    atlas_image: Volume,
+    atlas_mask: Volume,
+    *,
+    labels: Volume | None = None,
+    structures: StructureSet | None = None,
 ) -> dict[str, Any]:
     """Describe a preprocessed scan.
 
@@ -28,14 +40,17 @@ def assess(
         4x4, atlas world -> scan world.
     image, mask, atlas_image, atlas_mask
         On the atlas's grid.
+    labels, structures
+        The label map there, and what it means.
 
     Returns
     -------
     dict
         ``brain_volume_ml``, ``affine_scale`` (determinant), ``mask_overlap`` (Dice with the atlas's brain),
         ``outside_percent`` (brain beyond the grid), ``correlation`` (with the atlas, inside both masks),
-        ``intensity_mean`` and ``intensity_sd`` (inside the mask), ``flags`` (reasons to look at the scan) and ``ok``
-        (there are none). Ready for JSON.
+        ``intensity_mean`` and ``intensity_sd`` (inside the mask), ``structures_found`` and ``sides_swapped`` (with a
+        label map: how many of the structures it has, and how many of those with two sides lie the wrong way round),
+        ``flags`` (reasons to look at the scan) and ``ok`` (there are none). Ready for JSON.
     """
     both = mask.data & atlas_mask.data
     inside = image.data[mask.data]
@@ -51,8 +66,36 @@ def assess(
     }
     quality: dict[str, Any] = {key: round(float(value), 4) for key, value in numbers.items()}
     quality["flags"] = _flags(quality)
+    if labels is not None and structures is not None:
+        quality["structures_found"] = int(np.isin(structures.ids, np.unique(labels.data)).sum())
+        quality["sides_swapped"], paired = _swapped_sides(labels, structures)
+        if quality["sides_swapped"] > paired / 2:
+            quality["flags"].append(
+                f"{quality['sides_swapped']} of {paired} left structures lie on the right: the orientation in the "
+                "file's header, or the label map, is wrong (the cohort's keys orientation and label_map)"
+            )
     quality["ok"] = not quality["flags"]
     return quality
+
+
+def _swapped_sides(labels: Volume, structures: StructureSet) -> tuple[int, int]:
+    """Return how many structures have their left part to the right of their right one, and how many have both parts."""
+    size = max(structures.ids) + 1
+    counts = np.stack([np.bincount(slab.ravel(), minlength=size)[:size] for slab in labels.data])
+    x = np.arange(labels.shape[0])  # the grid's axes are R, A, S
+    centre = {}
+    columns = (structures.table[key] for key in ("id", "name", "hemisphere"))
+    for number, name, side in zip(*columns, strict=True):
+        if side != "both" and counts[:, number].any():
+            centre[side, name.removeprefix(f"{side} ")] = np.average(x, weights=counts[:, number])
+    names = [name for side, name in centre if side == "left" and ("right", name) in centre]
+    return sum(bool(centre["left", name] > centre["right", name]) for name in names), len(names)
+
+
+def flagged_scans(files: Iterable[str | Path]) -> dict[str, str]:
+    """Return the flagged ones among some scans, with the reasons; the files are ``<scan>/quality.json``."""
+    found = {Path(path).parent.name: json.loads(Path(path).read_text())["flags"] for path in files}
+    return {scan: "; ".join(flags) for scan, flags in found.items() if flags}
 
 
 def _outside(native_mask: Volume, transform: np.ndarray, mask: Volume) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import numpy as np
 from dmir.errors import InputError
 from dmir.preprocess.affine import estimate_affine, read_affine, write_affine
 from dmir.preprocess.bias_field import correct_bias
+from dmir.preprocess.denoise import denoise as remove_noise
 from dmir.preprocess.normalise import match_histogram, normalise
 from dmir.preprocess.quality import assess
 from dmir.preprocess.resample import resample
 from dmir.preprocess.skull_strip import brain_mask
+from dmir.structures import StructureSet
 from dmir.volumes import (
     Grid,
     Volume,
@@ -44,7 +48,7 @@ class Preprocessed:
     affine
         4x4, atlas world -> the scan's own world (RAS mm), with which the scan was resampled.
     quality
-        What :func:`dmir.preprocess.assess` says.
+        What :func:`dmir.preprocess.assess` says, and ``seconds`` by step.
     """
 
     image: Volume
@@ -86,11 +90,13 @@ def preprocess_atlas(
     shape: Sequence[int] = (80, 96, 80),
     spacing: Sequence[float] = (2.0, 2.0, 2.0),
     skull_strip: str = "mask",
+    denoise: bool = False,
     bias_correction: bool = True,
     bias_shrink: int = 4,
     lower: float = 0.5,
     upper: float = 99.5,
     label_interpolation: str = "nearest",
+    structures: StructureSet | None = None,
     where: str = "atlas",
 ) -> Preprocessed:
     """Preprocess a cohort's atlas and so define its grid: RAS axes, centred on the brain.
@@ -103,12 +109,16 @@ def preprocess_atlas(
         Voxels, and mm, along the R, A and S axes of the grid.
     skull_strip
         ``"mask"``, ``"none"`` or ``"deepbet"``, see :func:`dmir.preprocess.brain_mask`.
+    denoise
+        Whether noise is removed first.
     bias_correction, bias_shrink
         Whether N4 runs, and on blocks of how many voxels.
     lower, upper
         Percentiles within the brain that become 0 and 1.
     label_interpolation
         ``"nearest"`` or ``"generic_label"``.
+    structures
+        What the labels mean: it is then checked that left lies left.
     where
         The scan's name, for error messages.
 
@@ -117,9 +127,12 @@ def preprocess_atlas(
     InputError
         Labels or mask lie on another grid, the mask is empty, or the brain does not fit the grid.
     """
-    image, labels, brain = _prepare(image, labels, mask, skull_strip, bias_correction, bias_shrink, where)
+    clock = _Clock()
+    shrink = bias_shrink if bias_correction else 0
+    image, labels, brain = _prepare(image, labels, mask, skull_strip, denoise, shrink, where, clock)
     grid = _centred_grid(brain, shape, spacing, where)
-    return _finish(image, labels, brain, np.eye(4), grid, None, lower, upper, False, label_interpolation, where)
+    scale = _GreyScale(lower, upper)
+    return _finish(image, labels, brain, np.eye(4), grid, None, scale, label_interpolation, structures, where, clock)
 
 
 def preprocess_scan(
@@ -129,6 +142,7 @@ def preprocess_scan(
     atlas: Preprocessed,
     *,
     skull_strip: str = "mask",
+    denoise: bool = False,
     bias_correction: bool = True,
     bias_shrink: int = 4,
     affine: bool = True,
@@ -138,6 +152,7 @@ def preprocess_scan(
     upper: float = 99.5,
     histogram_match: bool = False,
     label_interpolation: str = "nearest",
+    structures: StructureSet | None = None,
     where: str = "scan",
 ) -> Preprocessed:
     """Preprocess one scan onto its atlas's grid, interpolating it once.
@@ -154,7 +169,7 @@ def preprocess_scan(
         Voxel size (mm) at which the affine is sought, and the seed of its metric.
     histogram_match
         Whether the brain also takes on the atlas's grey-value distribution.
-    skull_strip, bias_correction, bias_shrink, lower, upper, label_interpolation, where
+    skull_strip, denoise, bias_correction, bias_shrink, lower, upper, label_interpolation, structures, where
         As in :func:`preprocess_atlas`.
 
     Raises
@@ -162,14 +177,37 @@ def preprocess_scan(
     InputError
         Labels or mask lie on another grid, the mask is empty, the image has no contrast in it, or ANTs fails.
     """
-    image, labels, brain = _prepare(image, labels, mask, skull_strip, bias_correction, bias_shrink, where)
+    clock = _Clock()
+    shrink = bias_shrink if bias_correction else 0
+    image, labels, brain = _prepare(image, labels, mask, skull_strip, denoise, shrink, where, clock)
     transform = np.eye(4)
     if affine:
-        transform = estimate_affine(image, brain, atlas.image, spacing=affine_spacing, seed=affine_seed)
-    grid = atlas.image.grid
-    return _finish(
-        image, labels, brain, transform, grid, atlas, lower, upper, histogram_match, label_interpolation, where
-    )
+        with clock.step("affine"):
+            transform = estimate_affine(image, brain, atlas.image, spacing=affine_spacing, seed=affine_seed)
+    grid, scale = atlas.image.grid, _GreyScale(lower, upper, histogram_match)
+    return _finish(image, labels, brain, transform, grid, atlas, scale, label_interpolation, structures, where, clock)
+
+
+@dataclass(frozen=True)
+class _GreyScale:
+    """How grey values come to a common scale."""
+
+    lower: float
+    upper: float
+    histogram_match: bool = False
+
+
+class _Clock:
+    """Seconds of wall time by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def _prepare(
@@ -177,16 +215,21 @@ def _prepare(
     labels: Volume | None,
     mask: Volume | None,
     skull_strip: str,
-    bias_correction: bool,
+    denoise: bool,
     bias_shrink: int,
     where: str,
+    clock: _Clock,
 ) -> tuple[Volume, Volume | None, Volume]:
-    """Do what happens in the scan's own space, with its axes turned to RAS so that their order changes nothing."""
-    if labels is not None:
-        require_same_grid(image, labels, f"{where}: image", f"{where}: labels")
-        labels = reorient(labels, "RAS")
-    brain = reorient(brain_mask(image, mask, method=skull_strip, where=where), "RAS")
-    image = reorient(image, "RAS")
+    """Do what happens in the scan's own space, with its axes turned to RAS so that their order changes nothing.
+
+    ``bias_shrink`` 0 leaves the bias field as it is.
+    """
+    with clock.step("skull_strip"):
+        if labels is not None:
+            require_same_grid(image, labels, f"{where}: image", f"{where}: labels")
+            labels = reorient(labels, "RAS")
+        brain = reorient(brain_mask(image, mask, method=skull_strip, where=where), "RAS")
+        image = reorient(image, "RAS")
     if np.ptp(image.data[brain.data]) == 0:
         raise InputError(
             f"{where}: image",
@@ -194,8 +237,12 @@ def _prepare(
             expected="contrast inside the brain mask",
             remedy="Check that image and mask belong together.",
         )
-    if bias_correction:
-        image = correct_bias(image, brain, shrink=bias_shrink)
+    if denoise:
+        with clock.step("denoise"):
+            image = remove_noise(image, brain)
+    if bias_shrink:
+        with clock.step("bias_field"):
+            image = correct_bias(image, brain, shrink=bias_shrink)
     return image, labels, brain
 
 
@@ -232,23 +279,27 @@ def _finish(
     transform: np.ndarray,
     grid: Grid,
     atlas: Preprocessed | None,
-    lower: float,
-    upper: float,
-    histogram_match: bool,
+    scale: _GreyScale,
     label_interpolation: str,
+    structures: StructureSet | None,
     where: str,
+    clock: _Clock,
 ) -> Preprocessed:
     """Resample, normalise and judge; the atlas is compared with itself."""
-    mask = resample(Volume(brain.data.astype(np.float32), brain.affine), grid, transform).data > 0.5
-    stripped = Volume(np.where(brain.data, image.data, 0), image.affine)
-    data = normalise(resample(stripped, grid, transform).data, mask, lower=lower, upper=upper, where=where)
-    if histogram_match and atlas is not None:
-        data = match_histogram(data, mask, atlas.image.data, atlas.mask.data)
-    if labels is not None:
-        labels = resample(labels, grid, transform, interpolation=label_interpolation)
-        labels = Volume(labels.data.astype(np.int16), labels.affine)
-    result = Volume(data, grid.affine)
-    found = Volume(mask, grid.affine)
+    with clock.step("resample"):
+        mask = resample(Volume(brain.data.astype(np.float32), brain.affine), grid, transform).data > 0.5
+        stripped = Volume(np.where(brain.data, image.data, 0), image.affine)
+        data = resample(stripped, grid, transform).data
+        if labels is not None:
+            labels = resample(labels, grid, transform, interpolation=label_interpolation)
+            labels = Volume(labels.data.astype(np.int16), labels.affine)
+    with clock.step("normalise"):
+        data = normalise(data, mask, lower=scale.lower, upper=scale.upper, where=where)
+        if scale.histogram_match and atlas is not None:
+            data = match_histogram(data, mask, atlas.image.data, atlas.mask.data)
+    result, found = Volume(data, grid.affine), Volume(mask, grid.affine)
     reference = (result, found) if atlas is None else (atlas.image, atlas.mask)
-    quality = assess(brain, transform, result, found, *reference)
+    with clock.step("quality"):
+        quality = assess(brain, transform, result, found, *reference, labels=labels, structures=structures)
+    quality["seconds"] = clock.seconds
     return Preprocessed(image=result, labels=labels, mask=found, affine=transform, quality=quality)

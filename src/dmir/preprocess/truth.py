@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 from scipy import ndimage
 
@@ -42,6 +45,36 @@ def truth_on_grid(
     residual = np.stack([ndimage.map_coordinates(c, coordinates, order=1, mode="nearest") for c in rest])
     place = point + _apply(linear, point) + residual
     return to_voxels(_apply(np.linalg.inv(transform), place) - point, grid.affine).astype(np.float32)
+
+
+def truth_of_pair(truths: Mapping[str, str | Path], moving: str, fixed: str) -> np.ndarray | None:
+    """Return the true field of a pair of preprocessed simulated scans, None where neither is simulated.
+
+    A scan's truth t takes the template's point to the scan's. The pair's field goes from the fixed scan back to the
+    template, then on to the moving scan: x + u(x) = (x + t_moving) o (x + t_fixed)^-1. The template has no truth.
+
+    Parameters
+    ----------
+    truths
+        File of the true field by scan.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        float32 (3, D, H, W) in voxels.
+    """
+    import torch
+
+    from dmir.fields import compose, invert, load_field
+
+    given = {scan: torch.from_numpy(load_field(truths[scan])[0])[None] for scan in (moving, fixed) if scan in truths}
+    if not given:
+        return None
+    forward = given.get(moving)
+    if fixed not in given:
+        return None if forward is None else forward[0].numpy()
+    back = invert(given[fixed])
+    return (back if forward is None else compose(forward, back))[0].numpy()
 
 
 def _world(grid: Grid) -> np.ndarray:
