@@ -18,7 +18,7 @@ rule preprocess_scan:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=3000,  # 0.9 GB was measured for 160x192x160 voxels; whole heads and deepbet take more
         runtime=20,
     params:
         settings=preprocess_settings,

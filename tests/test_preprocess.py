@@ -571,6 +571,14 @@ def test_deepbets_mask_comes_back_on_the_images_own_axes(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(found.data, reorient(mask, "LIP").data)
 
 
+def test_deepbet_finds_the_brain_of_a_simulated_head(scan: SimulatedScan) -> None:
+    pytest.importorskip("deepbet", reason="deepbet is not installed")
+    found = brain_mask(scan.image, method="deepbet")
+    assert same_grid(found, scan.image)
+    both = (found.data & scan.mask.data).sum()
+    assert 2 * both / (found.data.sum() + scan.mask.data.sum()) > 0.95
+
+
 def test_brain_larger_than_the_grid_is_told_the_shape_that_fits() -> None:
     image, labels, mask = phantom()
     text = refused(preprocess_atlas, image, labels, mask, shape=(32, 32, 32), bias_correction=False, where="s1")
