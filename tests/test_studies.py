@@ -78,7 +78,7 @@ def test_every_combination_trains_and_registers(on, tmp_path):
         write_volume(scan.image, volume)
     small = {"detail_channels": [4, 4], "channels": [4, 8], "depths": [1, 1], "heads": [1, 2]}
     settings = {"steps": 1, "validate_every": 1, "window": 3, "threads": 1, "device": "cpu", "keep": "last"}
-    result = train("caml", {**small, **switches}, scans[:1], [], scans[1], output=tmp_path, **settings)
+    result = train("caml", {**small, **switches}, scans[:1], [], [scans[1]], output=tmp_path, **settings)
     field = register(*volumes, method=str(result.weights))
     assert field.shape == (3, 16, 20, 12) and np.isfinite(field).all() and np.abs(field).max() > 0
     hyperparameters = read_metadata(result.weights)["hyperparameters"]
