@@ -9,6 +9,8 @@ import pandas as pd
 
 from dmir.report.records import require_columns
 
+LEAST_GAIN = 0.01  # Dice gained on the own cohort, below which a share of it says nothing
+
 
 def cross_cohort_table(comparison: pd.DataFrame, trained_on: str) -> pd.DataFrame:
     """Compare each method on its networks' own cohort with each other cohort.
@@ -27,8 +29,8 @@ def cross_cohort_table(comparison: pd.DataFrame, trained_on: str) -> pd.DataFram
     -------
     DataFrame
         A row an unseen cohort and method: cohort, method, n, dice (on that cohort), dice_sd, dice_gain (over affine),
-        own_dice, own_dice_gain, gain_kept (dice_gain / own_dice_gain, %; NaN where nothing was gained on the own
-        cohort), nonpositive_jacobian_forward. Gains are NaN without the method ``affine``.
+        own_dice, own_dice_gain, gain_kept (dice_gain / own_dice_gain, %; NaN where less than :data:`LEAST_GAIN` was
+        gained on the own cohort), nonpositive_jacobian_forward. Gains are NaN without the method ``affine``.
     """
     require_columns(comparison, {"cohort", "method", "n", "dice", "dice_sd"}, "the comparison table")
     affine = comparison[comparison["method"] == "affine"].set_index("cohort")["dice"]
@@ -44,7 +46,7 @@ def cross_cohort_table(comparison: pd.DataFrame, trained_on: str) -> pd.DataFram
                 "dice_gain": gain,
                 "own_dice": own_dice,
                 "own_dice_gain": own_gain,
-                "gain_kept": 100 * gain / own_gain if own_gain > 0 else math.nan,
+                "gain_kept": 100 * gain / own_gain if own_gain >= LEAST_GAIN else math.nan,
                 "nonpositive_jacobian_forward": record["nonpositive_jacobian_forward"],
             }
         )
