@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dmir import fields, losses
 from dmir.errors import InputError
 from dmir.networks import build
 from dmir.networks.attention import WindowMultiheadCrossAttention
+from dmir.volumes import Volume, write_volume
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["voxelmorph.encoder=[4, 8]", "voxelmorph.decoder=[8, 8, 4]", "voxelmorph.integration_steps=0"]
@@ -31,6 +33,7 @@ def script(name):
 
 
 networks, operations, plain, measuring = map(script, ("networks", "operations", "plain", "measuring"))
+preprocessing = script("preprocessing")
 
 
 def run(name, *arguments):
@@ -185,6 +188,38 @@ def test_operations_compares_both_sides(tmp_path):
     assert 0 < row["gradient_error_ours"] < 1e-4
 
 
+def test_preprocessing_aligns_a_shifted_scan_in_both_ways(tmp_path):
+    """Two ellipsoids in one box, then moved by whole voxels: after the affine they overlap, before it they do not."""
+    axes = np.meshgrid(*(np.linspace(-1.3, 1.3, n) for n in (40, 48, 36)), indexing="ij")
+    inside = sum(x**2 for x in axes) < 1
+    image = np.where(inside, 100 + 50 * np.sin(4 * axes[0] + 1) * np.cos(5 * axes[1]) + 20 * axes[2], 0)
+    labels = np.where(inside, 21 + (axes[0] > 0.1), 0)
+    rows = {}
+    for name, shift in (("reference", 0.0), ("scan", 24.0)):
+        affine = np.diag([4.0, 4.0, 4.0, 1.0])
+        affine[:3, 3] = (-80 + shift, -90, -70)
+        scan = {"scan": name, "mask": "", "image": f"{tmp_path}/{name}.nii.gz", "labels": f"{tmp_path}/{name}_l.nii.gz"}
+        write_volume(scan["image"], Volume(image.astype(np.float32), affine))
+        write_volume(scan["labels"], Volume(labels.astype(np.int16), affine))
+        rows[name] = {
+            "scan": scan,
+            "folder": str(tmp_path / name),
+            "atlas": None if shift == 0 else rows["reference"]["folder"],
+        }
+        rows[name] |= {"label_map": None, "structures": "lpba56", "orientation": None, "denoise": False, "threads": 1}
+        found = preprocessing.measure_steps({**rows[name], "shape": [44, 50, 40], "spacing": [4.0] * 3})
+        assert found["bias_field_s"] > 0
+        assert (found["affine_s"] is None) == (name == "reference")
+    atlas = preprocessing.read_preprocessed(rows["reference"]["folder"])
+    unmoved = preprocessing.overlap(np.eye(4), tmp_path / "scan" / "stripped", "lpba56", atlas)
+    assert unmoved["label_dice"] < 0.8
+    for way in ("ants", "6"):
+        found = preprocessing.measure_affine({**rows["scan"], "way": way})
+        assert found["cpu_s"] > 0
+        assert found["mask_dice"] > 0.97
+        assert found["label_dice"] > 0.95
+
+
 def test_a_process_that_dies_is_a_reason(tmp_path):
     script = tmp_path / "script.py"
     for code, reason in (
@@ -201,6 +236,13 @@ def test_a_process_that_dies_is_a_reason(tmp_path):
 
 def rows(*arguments):
     return networks.rows(networks._parser().parse_args(arguments))
+
+
+def test_ways_to_align_are_ants_or_a_size_of_voxels():
+    assert preprocessing.parse_ways("ants,2,3.5,2") == ["ants", "2", "3.5"]
+    for wrong in ("elastix", "0", "-3", "3,"):
+        with pytest.raises(InputError, match="a size of voxels in mm"):
+            preprocessing.parse_ways(wrong)
 
 
 def test_rows_are_all_combinations():

@@ -10,9 +10,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dmir
-from dmir.errors import DmirError, InputError
+from dmir.errors import DmirError, InputError, suggestion
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dmir.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,14 +41,33 @@ def _parser() -> argparse.ArgumentParser:
     register.add_argument("--moving", required=True, type=Path, help="scan to be warped")
     register.add_argument("--fixed", required=True, type=Path, help="scan that it is warped to")
     register.add_argument("--method", required=True, help="affine, syn, elastix, or the path of a model.safetensors")
-    register.add_argument("--out", required=True, type=Path, help="folder for field, warped image and labels")
+    register.add_argument("--out", required=True, type=Path, help="folder for field, affine, warped image and labels")
     register.add_argument("--moving-labels", type=Path, help="label map of the moving scan, to be warped too")
+    register.add_argument(
+        "--fixed-labels", type=Path, help="label map of the fixed scan, to be brought to the moving scan's own space"
+    )
     register.add_argument("--moving-mask", type=Path, help="brain mask; without it the scan must be stripped already")
     register.add_argument("--fixed-mask", type=Path, help="brain mask; without it the scan must be stripped already")
     register.add_argument("--no-affine", action="store_true", help="the scans are affinely aligned already")
     register.add_argument("--label-interpolation", choices=["nearest", "linear"], default="nearest")
     register.add_argument("--threads", type=int, default=1, help="threads of the method (default 1)")
     register.set_defaults(run=_register)
+
+    native = commands.add_parser("native", help="bring a volume on a cohort's grid back to a scan's own space")
+    native.add_argument(
+        "--preprocessed", required=True, type=Path, help="the scan's folder, results/preprocessed/<cohort>/<scan>"
+    )
+    native.add_argument("--volume", required=True, type=Path, help="label map or image on the cohort's grid")
+    native.add_argument("--like", required=True, type=Path, help="the scan as it came, whose grid the result gets")
+    native.add_argument("--out", required=True, type=Path, help="the volume to write")
+    native.add_argument(
+        "--interpolation",
+        choices=["nearest", "generic_label", "linear"],
+        default="nearest",
+        help="nearest (default) or generic_label for label maps, linear for images",
+    )
+    native.add_argument("--orientation", help="the cohort's key orientation, where the scan's header is wrong")
+    native.set_defaults(run=_native)
 
     score = commands.add_parser("score", help="score a displacement field")
     score.add_argument("--field", required=True, type=Path, help="field as ITK and ANTs write it")
@@ -52,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--truth", type=Path, help="true field on the same grid, for the endpoint error")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
     score.set_defaults(run=_score)
+
+    scans = commands.add_parser("scans", help="print the table of scans that a folder holds")
+    scans.add_argument("source", help="a source of scans, for instance freesurfer, bids or lpba40")
+    scans.add_argument("folder", type=Path)
+    scans.set_defaults(run=_scans)
 
     check = commands.add_parser("check", help="tell what is wrong with a configuration before anything runs")
     check.add_argument("config", type=Path)
@@ -89,8 +119,9 @@ def _register(options: argparse.Namespace) -> None:
     limit_threads(options.threads)
 
     from dmir.fields import save_field
-    from dmir.methods.scans import read_stripped, register_scans
-    from dmir.volumes import read_labels, write_volume
+    from dmir.methods.scans import read_labels_of, read_stripped, register_scans
+    from dmir.preprocess import write_affine
+    from dmir.volumes import write_volume
 
     moving = read_stripped(options.moving, options.moving_mask, "moving")
     fixed = read_stripped(options.fixed, options.fixed_mask, "fixed")
@@ -98,17 +129,36 @@ def _register(options: argparse.Namespace) -> None:
         moving,
         fixed,
         method=options.method,
-        moving_labels=read_labels(options.moving_labels, "moving_labels") if options.moving_labels else None,
+        moving_labels=read_labels_of(moving, options.moving_labels, "moving"),
+        fixed_labels=read_labels_of(fixed, options.fixed_labels, "fixed"),
         align=not options.no_affine,
         label_interpolation=options.label_interpolation,
     )
     save_field(options.out / "field.nii.gz", result.displacement, fixed.affine)
-    write_volume(options.out / "warped.nii.gz", result.warped)
-    written = ["field.nii.gz", "warped.nii.gz"]
-    if result.warped_labels is not None:
-        write_volume(options.out / "warped_labels.nii.gz", result.warped_labels)
-        written.append("warped_labels.nii.gz")
-    print(f"{options.out}: {', '.join(written)}")
+    write_affine(options.out / "affine.mat", result.affine)
+    volumes = {
+        "warped.nii.gz": result.warped,
+        "warped_labels.nii.gz": result.warped_labels,
+        "fixed_labels_on_moving.nii.gz": result.fixed_labels_on_moving,
+    }
+    written = {name: volume for name, volume in volumes.items() if volume is not None}
+    for name, volume in written.items():
+        write_volume(options.out / name, volume)
+    print(f"{options.out}: {', '.join(['field.nii.gz', 'affine.mat', *written])}")
+
+
+def _native(options: argparse.Namespace) -> None:
+    from dmir.preprocess.native import native_files
+
+    native_files(
+        options.out,
+        preprocessed=options.preprocessed,
+        volume=options.volume,
+        like=options.like,
+        interpolation=options.interpolation,
+        orientation=options.orientation,
+    )
+    print(f"{options.out}: {options.volume} in the space of {options.like}")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -127,19 +177,33 @@ def _score(options: argparse.Namespace) -> None:
         print(f"{name:32s} {value:.6g}" if isinstance(value, float) else f"{name:32s} {value}")
 
 
+def _scans(options: argparse.Namespace) -> None:
+    from dmir.cohorts import folder_sources, source_table
+
+    sources = folder_sources()
+    if options.source not in sources:
+        hint = suggestion(options.source, sources)
+        raise InputError("source", found=f"'{options.source}'", expected="a source that reads a folder", remedy=hint)
+    table = source_table(options.source, folder=options.folder)
+    print(table.to_csv(index=False), end="")
+
+
 def _check(options: argparse.Namespace) -> None:
-    from dmir.cohorts import scan_table
-    from dmir.config import ConfigError, Network, TableCohort, read_config
+    from dmir.cohorts import check_unseen
+    from dmir.config import ConfigError, Network, read_config
 
     configuration = read_config(options.config)
-    problems = []
+    problems, tables = [], {}
     for name in dict.fromkeys([configuration.train_on, *configuration.test_on]):
-        cohort = configuration.cohorts[name]
-        if isinstance(cohort, TableCohort):
-            try:
-                scan_table("table", path=configuration.table_path(cohort))
-            except InputError as error:
-                problems.append(f"cohorts.{name}: {error}")
+        try:
+            tables[name] = _listed(configuration, name)
+        except InputError as error:
+            problems.append(f"cohorts.{name}: {error}")
+    if not problems:
+        try:
+            check_unseen(tables, {name: configuration.origin(name) for name in tables}, configuration.train_on)
+        except InputError as error:
+            problems.append(str(error))
     studied = [row.name for study in ("ablation", "lambda_study") for row in configuration.variants(study)]
     for name in dict.fromkeys([*configuration.methods, *studied]):
         settings = configuration.method(name)
@@ -148,6 +212,27 @@ def _check(options: argparse.Namespace) -> None:
     if problems:
         raise ConfigError(str(options.config), problems)
     print(f"{options.config}: nothing wrong found")
+
+
+def _listed(configuration: Config, name: str) -> pd.DataFrame:
+    """List a cohort's scans, check what they are used for, and print how many there are."""
+    from dmir.cohorts import check_pairs, reference_scan, scan_table
+
+    parameters = configuration.scan_parameters(name)
+    table = scan_table(**parameters)
+    reference = reference_scan(table, configuration.cohorts[name].reference)
+    pairs = check_pairs(
+        table,
+        parameters["pairs"],
+        tested=name in configuration.test_on,
+        trained=configuration.trained_pairs() if name == configuration.train_on else [],
+    )
+    counts = ", ".join(f"{count} {split}" for split, count in table["split"].value_counts(sort=False).items())
+    subjects = table["subject"].nunique()
+    print(
+        f"cohorts.{name}: {counts} scans of {subjects} subjects; {pairs} pairs to register; on the grid of {reference}"
+    )
+    return table
 
 
 def _building(name: str, algorithm: str, hyperparameters: dict, shape: tuple[int, int, int]) -> list[str]:

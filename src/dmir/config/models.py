@@ -31,7 +31,7 @@ class Grid(Model):
     @field_validator("spacing", mode="before")
     @classmethod
     def _one_for_three(cls, value: Any) -> Any:
-        return (value,) * 3 if isinstance(value, int | float) else value
+        return (value,) * 3 if isinstance(value, int | float | str) else value  # text: from the command line
 
 
 class Preprocess(Model):
