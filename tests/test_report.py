@@ -721,6 +721,9 @@ def test_preprocessing_table_has_medians_and_the_worst():
     assert (row["mask_overlap"], row["mask_overlap_min"]) == (0.95, 0.7)
     assert (row["scan_seconds"], row["affine_seconds"]) == (9.0, 5.0)
     assert "denoise_seconds" not in table
+    without = quality.drop(columns="seconds_affine").assign(seconds_resample=1.0)
+    several = preprocessing_table({"as they come": without, "x": quality}, {})  # the first has no affine
+    assert list(several.columns[-3:]) == ["affine_seconds", "resample_seconds", "peak_memory_mb"]
     assert "flagged scans of x are left out" in table.attrs["note"].lower()
 
 

@@ -42,6 +42,8 @@ def preprocessing_table(qualities: Mapping[str, pd.DataFrame], left_out: Mapping
                 row[f"{step}_seconds"] = quality[f"seconds_{step}"].median()
         rows.append({**row, "peak_memory_mb": quality["peak_memory_mb"].max()})
     table = pd.DataFrame(rows)
+    steps = [name for name in (f"{step}_seconds" for step in STEPS) if name in table]
+    table = table[[*table.columns.drop([*steps, "peak_memory_mb"]), *steps, "peak_memory_mb"]]
     told = [cohort for cohort, leaves in left_out.items() if leaves]
     flagged = f"flagged scans of {', '.join(told)} are left out" if told else "flagged scans are used like all others"
     table.attrs["note"] = (
