@@ -22,7 +22,7 @@ from dmir.cohorts import (
     scan_table,
 )
 from dmir.cohorts.pairs import registration_pairs
-from dmir.config import CLASSICAL, parse_config
+from dmir.config import CLASSICAL, Refinement, parse_config
 from dmir.errors import DmirError
 from dmir.provenance import code_hash
 from dmir.structures import structures_folder
@@ -96,7 +96,9 @@ wildcard_constraints:
     scan=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     moving=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     fixed=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    method="|".join(map(re.escape, dict.fromkeys([*configuration.methods, *studied]))),
+    method="|".join(
+        map(re.escape, dict.fromkeys([*configuration.methods, *networks, *studied]))
+    ),
     study="|".join(studies),
     model=r"none|seed\d+",
     shard=r"shard\d+",
@@ -120,13 +122,14 @@ def shards_of(cohort):
 shards = {name: shards_of(name) for name in configuration.test_on}
 
 
+def models_of(method):
+    """Return the models that a method registers with: a network's and its refinement's are one a seed."""
+    return ["none"] if configuration.network_of(method) is None else models
+
+
 def runs(methods):
-    """Return method/model of everything that registers a pair, a network once a seed."""
-    return [
-        f"{method}/{model}"
-        for method in methods
-        for model in (models if method in [*networks, *studied] else ["none"])
-    ]
+    """Return method/model of everything that registers a pair."""
+    return [f"{method}/{model}" for method in methods for model in models_of(method)]
 
 
 def shard_runs(methods):
@@ -392,10 +395,52 @@ def network_code(wildcards):
 
 def method_code(wildcards):
     """Return the hash of what a registration depends on."""
-    algorithm = configuration.method(wildcards.method).algorithm
-    if algorithm in CLASSICAL:
-        return code_hash("dmir.methods.isolated", f"dmir.methods.{algorithm}")
-    return code_hash("dmir.methods.network", f"dmir.networks.{algorithm}")
+    settings = configuration.method(wildcards.method)
+    if settings.algorithm in CLASSICAL:
+        return code_hash("dmir.methods.isolated", f"dmir.methods.{settings.algorithm}")
+    network = configuration.method(configuration.network_of(wildcards.method)).algorithm
+    refinement = ["dmir.methods.refinement"] if isinstance(settings, Refinement) else []
+    return code_hash("dmir.methods.network", f"dmir.networks.{network}", *refinement)
+
+
+def weights_of_method(wildcards):
+    """Return the weights that a network, or its refinement, registers with."""
+    folder = f"{configuration.results}/models/{configuration.train_on}"
+    network = configuration.network_of(wildcards.method)
+    return f"{folder}/{network}/{wildcards.model}/model.safetensors"
+
+
+def expected_weights(wildcards):
+    """Return what the weights of a method must be of; weights of another configuration are refused."""
+    network = configuration.method(configuration.network_of(wildcards.method))
+    return {
+        "network": network.algorithm,
+        "hyperparameters": network.network,
+        "grid": configuration.grid.model_dump(mode="json"),
+    }
+
+
+def refinement_of_method(wildcards):
+    """Return how a network's fields are refined; nothing for the network itself."""
+    settings = configuration.method(wildcards.method)
+    return (
+        settings.model_dump(mode="json", exclude={"algorithm", "of"})
+        if isinstance(settings, Refinement)
+        else {}
+    )
+
+
+def training_settings(wildcards):
+    """Return what a trained network depends on: its settings, but not how many cards share the work."""
+    settings = settings_of(wildcards)
+    return {
+        **settings,
+        "training": {k: v for k, v in settings["training"].items() if k != "gpus"},
+    }
+
+
+def training_gpus(wildcards):
+    return settings_of(wildcards)["training"]["gpus"]
 
 
 def training_threads():
@@ -453,7 +498,7 @@ def examples(wildcards):
     folder = f"{configuration.results}/registered/{wildcards.cohort}"
     pair = f"{wildcards.moving}__{wildcards.fixed}"
     return [
-        f"{folder}/{method}/{models[0] if method in networks else 'none'}/example-{pair}.npz"
+        f"{folder}/{method}/{models_of(method)[0]}/example-{pair}.npz"
         for method in configuration.methods
     ]
 

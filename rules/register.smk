@@ -30,7 +30,7 @@ rule register_network:
     input:
         images=images_of_shard,
         quality=quality_of_shard,
-        weights=f"<results>/models/{configuration.train_on}/{{method}}/{{model}}/model.safetensors",
+        weights=weights_of_method,
     output:
         fields=fields_folder("<results>/registered/{cohort}/{method}/{model}/{shard}"),
         records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",
@@ -49,6 +49,8 @@ rule register_network:
         runtime=120,
     params:
         pairs=pairs_of_shard,
+        expected=expected_weights,
+        refinement=refinement_of_method,
         code=method_code,
     script:
         "../workflow/scripts/register_network.py"

@@ -1,7 +1,34 @@
-rule train:
+rule pack_scans:
     input:
         images=training_images,
         labels=training_labels,
+    output:
+        images="<results>/models/{cohort}/packed/images.npy",
+        labels="<results>/models/{cohort}/packed/labels.npy",
+        record="<results>/models/{cohort}/packed/pack.json",
+    log:
+        "<logs>/pack_scans/{cohort}.log",
+    benchmark:
+        "<benchmarks>/pack_scans/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 2
+    resources:
+        mem_mb=1000 + voxels // 25000,
+        runtime=60,
+    params:
+        scans=training_splits,
+        precision=configuration.packed,
+        code=code_hash("dmir.training.pack"),
+    script:
+        "../workflow/scripts/pack_scans.py"
+
+
+rule train:
+    input:
+        images=rules.pack_scans.output.images,
+        labels=rules.pack_scans.output.labels,
+        record=rules.pack_scans.output.record,
         quality=quality_for_training,
     output:
         weights="<results>/models/{cohort}/{method}/{model}/model.safetensors",
@@ -15,11 +42,11 @@ rule train:
         "../envs/dmir.yaml"
     threads: training_threads()
     resources:
-        gpu=1,
+        gpu=training_gpus,
         mem_mb=3000 + voxels // 200,
         runtime=2880,
     params:
-        settings=settings_of,
+        settings=training_settings,
         splits=training_splits,
         # what has been trained so far is kept beside the models, under a name that changes with all it depends on;
         # Snakemake does not know of it, because it deletes declared outputs before a job starts again

@@ -124,10 +124,16 @@ def _plain(value):
 
 def test_training_and_preprocessing_settings_are_parameters_of_the_library():
     training = {field.name for field in dataclasses.fields(TrainingSettings)} - {"seed"}
-    assert set(Training.model_fields) == training
+    assert set(Training.model_fields) - {"gpus"} == training  # how many cards share the work changes no result
     keywords = set(inspect.signature(preprocess_scan).parameters)
     own = {"image", "labels", "mask", "atlas", "structures", "where"}
     assert set(Preprocess.model_fields) - {"flagged"} == keywords - own  # flagged concerns those who use the scans
+
+
+def test_cards_that_cannot_share_a_steps_pairs_are_refused():
+    with pytest.raises(ConfigError, match=r"gpus: found 2; expected a divisor of batch_size, which is 3"):
+        parse_config({**DEFAULT, "training": {"gpus": 2, "batch_size": 3}})
+    assert parse_config({**DEFAULT, "training": {"gpus": 2, "batch_size": 4}}).training.gpus == 2
 
 
 def test_the_default_networks_can_be_built():

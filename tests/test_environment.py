@@ -49,5 +49,5 @@ def test_the_rule_graph_in_the_readme_is_the_workflows():
     assert graph is not None
     script = ROOT / "workflow" / "rulegraph.py"
     printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
-    assert "preprocess_scan --> train" in printed
+    assert "preprocess_scan --> pack_scans" in printed
     assert graph[1] == printed, "run `make graph` and put what it prints into the README"

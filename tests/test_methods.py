@@ -3,6 +3,9 @@
 import json
 import logging
 import sys
+import threading
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import nibabel as nib
@@ -11,11 +14,13 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from dmir import networks
 from dmir.errors import DmirError, InputError
-from dmir.fields import integrate, load_field, onto_moving_grid, save_field, warp
-from dmir.methods import ALGORITHMS, describe, elastix, isolated, register
+from dmir.fields import integrate, load_field, onto_moving_grid, pair_field, save_field, warp
+from dmir.methods import ALGORITHMS, describe, elastix, isolated, network, register
 from dmir.methods.isolated import register_isolated, register_pairs
-from dmir.volumes import Volume, read_image, reorient, write_volume
+from dmir.training.weights import save_weights
+from dmir.volumes import Grid, Volume, read_image, reorient, write_volume
 
 SHAPE = (48, 40, 44)
 SYN = {"iterations": (40, 20, 2)}
@@ -311,8 +316,8 @@ def test_a_failed_pair_does_not_stop_the_others(files, tmp_path, caplog):
     assert str(missing) in records["reason"][0]
     assert records["moving"].tolist() == ["a", "b"]
     assert records["method"].tolist() == ["affine", "affine"]
-    assert [path.name for path in (tmp_path / "fields").iterdir()] == ["b__atlas.nii.gz"]
-    displacement, affine = load_field(tmp_path / "fields" / "b__atlas.nii.gz")
+    assert [path.name for path in (tmp_path / "fields").iterdir()] == ["b__atlas.nii"]
+    displacement, affine = load_field(tmp_path / "fields" / "b__atlas.nii")
     assert not displacement.any()
     np.testing.assert_allclose(affine, oblique_affine(), atol=1e-5)
     lines = [line.getMessage() for line in caplog.records]
@@ -321,8 +326,6 @@ def test_a_failed_pair_does_not_stop_the_others(files, tmp_path, caplog):
 
 
 def test_records_have_the_columns_of_the_networks_records():
-    from dmir.methods import network
-
     assert isolated.COLUMNS == network.COLUMNS
 
 
@@ -341,3 +344,215 @@ def test_classical_libraries_are_imported_only_when_they_are_used():
         env={"PYTHONPATH": str(Path(isolated.__file__).parents[2])},
     )
     assert done.stdout.strip() == "[]"
+
+
+# --- many pairs through one network: reading, computing and writing at once, one after another in the records ---
+
+SMALL = (6, 7, 8)
+METADATA = {"network": "double", "seed": 1, "grid": {"shape": list(SMALL), "spacing": [1.0, 1.0, 1.0]}}
+
+
+class Watched(torch.nn.Module):
+    """A network that does something of the test's before it gives a field of its own number."""
+
+    def __init__(self, before=lambda number: None):
+        super().__init__()
+        self.calls = 0
+        self.before = before
+
+    def forward(self, moving, fixed):
+        self.calls += 1
+        self.before(self.calls)
+        return torch.full((1, 3, *moving.shape[2:]), float(moving.mean()))
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Twelve images of one value more each, all with one atlas."""
+    rows = []
+    for number in range(13):
+        data = np.full(SMALL, number, np.float32)
+        data[0, 0, 0] += 1e-3  # an image with no contrast at all is refused
+        path = tmp_path / "images" / f"s{number:02d}.nii.gz"
+        write_volume(path, Volume(data, np.eye(4)))
+        rows.append((f"s{number:02d}", path))
+    return [(*row, *rows[0]) for row in rows[1:]]
+
+
+def through(network_double, pairs, folder, monkeypatch, **options):
+    monkeypatch.setattr(network, "load_weights", lambda *_, **__: (network_double, METADATA))
+    return network.register_pairs(pairs, folder, "double.safetensors", device="cpu", warmup=False, **options)
+
+
+class Traffic:
+    """Counts what is read and written at present, and the most that lay in memory at once."""
+
+    def __init__(self, monkeypatch, pause=0.0):
+        self.lock = threading.Lock()
+        self.active = self.read = self.computed = self.written = 0
+        self.most_fields = self.most_ahead = 0
+        self.reading, self.writing = defaultdict(threading.Event), defaultdict(threading.Event)
+        read, save = network.read_image, network.save_field
+
+        def watched_read(path, *rest):
+            self.reading[Path(path).name.split(".")[0]].set()
+            return self.watched(read, pause, "read", path, *rest)
+
+        def watched_save(path, *rest):
+            self.writing[Path(path).name.split("__")[0]].set()
+            return self.watched(save, pause, "written", path, *rest)
+
+        monkeypatch.setattr(network, "read_image", watched_read)
+        monkeypatch.setattr(network, "save_field", watched_save)
+
+    def watched(self, function, pause, counter, *arguments):
+        with self.lock:
+            self.active += 1
+        try:
+            time.sleep(pause)
+            return function(*arguments)
+        finally:
+            with self.lock:
+                self.active -= 1
+                setattr(self, counter, getattr(self, counter) + 1)
+
+    def compute(self, number):
+        with self.lock:
+            self.computed = number
+            self.most_fields = max(self.most_fields, number - self.written)
+            self.most_ahead = max(self.most_ahead, self.read - 1 - (number - 1))
+
+
+def test_the_next_pairs_are_read_and_the_last_field_is_written_while_the_network_computes(many, tmp_path, monkeypatch):
+    traffic = Traffic(monkeypatch)
+    seen = {}
+
+    def wait_for_the_others(number):
+        if number == 2:
+            seen["written"] = traffic.writing["s01"].wait(20)
+            seen["read"] = traffic.reading["s03"].wait(20)
+
+    records = through(Watched(wait_for_the_others), many, tmp_path / "fields", monkeypatch, overlap=True)
+    assert seen == {"written": True, "read": True}
+    assert (records.status == "ok").all()
+
+
+def test_on_the_cpu_nothing_else_runs_while_the_network_computes(many, tmp_path, monkeypatch):
+    traffic = Traffic(monkeypatch, pause=0.002)
+    active = []
+    records = through(Watched(lambda _: active.append(traffic.active)), many, tmp_path / "fields", monkeypatch)
+    assert active == [0] * 12
+    assert (records.status == "ok").all() and traffic.written == 12
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_records_and_fields_keep_their_order_and_memory_is_bounded(overlap, many, tmp_path, monkeypatch):
+    traffic = Traffic(monkeypatch, pause=0.005)
+    broken = many[5][1]
+    broken.write_bytes(broken.read_bytes()[:60])
+    double = Watched(traffic.compute)
+    records = through(double, many, tmp_path / "fields", monkeypatch, overlap=overlap)
+    assert list(records.moving) == [row[0] for row in many]
+    assert list(records.status) == ["ok"] * 5 + ["failed"] + ["ok"] * 6
+    assert "s06.nii.gz" in records.reason[5] and double.calls == 11
+    for number, row in enumerate(many, start=1):
+        path = pair_field(tmp_path / "fields", row[0], "s00")
+        if number == 6:
+            assert not path.exists()
+        else:
+            np.testing.assert_allclose(load_field(path)[0], number, atol=1e-3)
+    assert traffic.most_fields <= (network.BEHIND if overlap else 1)
+    assert traffic.most_ahead <= network.AHEAD + 1
+    assert traffic.read == 13  # the atlas once, and each image
+
+
+def test_what_is_interrupted_leaves_complete_fields_only(many, tmp_path, monkeypatch):
+    interrupted = threading.Event()
+    save = network.save_field
+
+    def slow_save(*arguments):
+        assert interrupted.wait(20)  # so that it is under way when the interruption comes
+        save(*arguments)
+
+    def interrupt(number):
+        if number == 3:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(network, "save_field", slow_save)
+    with pytest.raises(KeyboardInterrupt):
+        through(Watched(interrupt), many, tmp_path / "fields", monkeypatch, overlap=True)
+    written = sorted(path.name for path in (tmp_path / "fields").iterdir())
+    assert written and set(written) <= {"s01__s00.nii", "s02__s00.nii"}
+    for name in written:
+        load_field(tmp_path / "fields" / name)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("read_", "write_"))]
+
+
+def test_memory_that_does_not_suffice_is_told_with_the_pair_and_the_keys(many, tmp_path, monkeypatch):
+    def run_out(number):
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB")
+
+    records = through(Watched(run_out), many[:3], tmp_path / "fields", monkeypatch)
+    assert list(records.status) == ["ok", "failed", "ok"]
+    for words in ("s02 to s00, 6x7x8 voxels: out of memory on cpu", "`grid.shape`", "`precision`", "allocate 7 GiB"):
+        assert words in records.reason[1]
+    volume = read_image(many[0][1])
+    with pytest.raises(DmirError, match=r"out of memory on cpu.*`grid\.shape`"):
+        network.register(volume, volume, (Watched(lambda _: run_out(2)), METADATA), device="cpu")
+
+
+def test_each_fixed_image_is_read_again_only_where_it_changes(many, tmp_path, monkeypatch):
+    traffic = Traffic(monkeypatch)
+    other = (many[-1][0], many[-1][1])
+    pairs = [*many[:3], *((*row[:2], *other) for row in many[:3])]
+    records = through(Watched(), pairs, tmp_path / "fields", monkeypatch, overlap=True)
+    assert traffic.read == 3 + 3 + 2
+    assert list(records.fixed) == ["s00"] * 3 + ["s12"] * 3 and (records.read_seconds > 0).all()
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory):
+    """VoxelMorph with one hyperparameter that is not the default's, for a grid of 16 voxels of 2 mm."""
+    built = networks.build("voxelmorph", (16, 16, 16), encoder=[4, 4], decoder=[4, 4, 4], integration_steps=0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    grid = Grid((16, 16, 16), np.diag([2.0, 2, 2, 1]))
+    save_weights(path, built, name="voxelmorph", hyperparameters=built.hyperparameters, grid=grid, seed=1)
+    return path
+
+
+OWN = {"encoder": [4, 4], "decoder": [4, 4, 4], "integration_steps": 0}
+GRID = {"shape": [16, 16, 16], "spacing": [2.0, 2.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "grid", "words"),
+    [
+        ("voxelmorph", {**OWN, "encoder": [4, 8]}, GRID, ["encoder=[4, 4]", "expected encoder=[4, 8]"]),
+        # left to its default in the configuration
+        (
+            "voxelmorph",
+            {k: OWN[k] for k in ("encoder", "decoder")},
+            GRID,
+            ["integration_steps=0", "integration_steps=7"],
+        ),
+        ("transmorph", {}, GRID, ["network 'voxelmorph'", "expected network 'transmorph'"]),
+        ("voxelmorph", OWN, {**GRID, "spacing": [1.0, 1.0, 1.0]}, ["spacing [2.0, 2.0, 2.0]", "[1.0, 1.0, 1.0]"]),
+        ("voxelmorph", OWN, {**GRID, "shape": [16, 16, 32]}, ["shape [16, 16, 16]", "expected shape [16, 16, 32]"]),
+    ],
+)
+def test_weights_of_another_configuration_are_refused_with_what_differs(
+    name, hyperparameters, grid, words, small_weights, tmp_path
+):
+    expected = {"network": name, "hyperparameters": hyperparameters, "grid": grid}
+    with pytest.raises(InputError) as error:
+        network.register_pairs([], tmp_path, small_weights, device="cpu", expected=expected)
+    assert str(error.value).startswith(str(small_weights))
+    assert all(word in str(error.value) for word in words)
+    assert "conv" not in str(error.value)  # only what differs
+
+
+def test_weights_of_this_configuration_are_taken(small_weights, tmp_path):
+    expected = {"network": "voxelmorph", "hyperparameters": OWN, "grid": GRID}
+    assert network.register_pairs([], tmp_path, small_weights, device="cpu", expected=expected).empty

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from dmir.fields import integrate, save_field
+from dmir.fields import integrate, pair_field, save_field
 from dmir.metrics import (
     dice,
     endpoint_error,
@@ -414,7 +414,8 @@ def test_a_mask_says_where_the_field_is_judged():
         assert (pair["nondiffeomorphic_volume"] > 0) == folded
 
 
-def test_fields_in_files_score_as_in_memory(tmp_path):
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_fields_in_files_score_as_in_memory(ending, tmp_path):
     affine = np.array([[0, -1.5, 0, 4], [2.0, 0, 0, 5], [0, 0, 2.5, 6], [0, 0, 0, 1]])
     fixed, moving, displacement = blobs(1), blobs(2), rough_field(5)
     structures = load_structures("oasis28")
@@ -422,9 +423,10 @@ def test_fields_in_files_score_as_in_memory(tmp_path):
     moving, fixed = (np.select([x == 1, x == 2], [first, second]) for x in (moving, fixed))
     for name, labels in (("m", moving), ("f", fixed)):
         write_volume(tmp_path / f"{name}.nii.gz", Volume(labels.astype(np.int32), affine))
-    save_field(tmp_path / "m__f.nii.gz", displacement, affine)
+    field = tmp_path / f"m__f{ending}"
+    save_field(field, displacement, affine)
     table, pair = score_pair(displacement, affine, moving, fixed, structures)
-    paths = [tmp_path / f"{name}.nii.gz" for name in ("m__f", "m", "f")]
+    paths = [field, *(tmp_path / f"{name}.nii.gz" for name in ("m", "f"))]
     other_table, other_pair = score_files(*paths, "oasis28")
     np.testing.assert_allclose(other_table["dice"], table["dice"], atol=5e-3)
     assert other_pair["nondiffeomorphic_volume"] == pytest.approx(pair["nondiffeomorphic_volume"], rel=1e-3)
@@ -447,3 +449,11 @@ def test_fields_in_files_score_as_in_memory(tmp_path):
     assert pairs.loc[1, sorted(PAIR_COLUMNS)].isna().all()
     assert set(tables["moving"]) == {"m"}
     np.testing.assert_array_equal(tables["dice"], other_table["dice"])
+
+
+def test_the_plain_field_of_a_pair_comes_before_a_compressed_one(tmp_path):
+    assert pair_field(tmp_path, "a.b", "c") == tmp_path / "a.b__c.nii"
+    (tmp_path / "a.b__c.nii.gz").touch()
+    assert pair_field(tmp_path, "a.b", "c") == tmp_path / "a.b__c.nii.gz"
+    (tmp_path / "a.b__c.nii").touch()
+    assert pair_field(tmp_path, "a.b", "c") == tmp_path / "a.b__c.nii"

@@ -1,5 +1,6 @@
 """The pipeline itself, run by Snakemake: interrupted, killed, finished, and asked what it would do again."""
 
+import itertools
 import json
 import os
 import re
@@ -70,13 +71,13 @@ def command(*arguments):
     return [str(Path(sys.executable).parent / "snakemake"), *arguments, "--cores", "2", "--resources", "gpu=2"]
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1"}
+def environment(**variables):
+    return {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", **variables}
 
 
-def snakemake(folder, *arguments, succeeds=True):
+def snakemake(folder, *arguments, succeeds=True, **variables):
     result = subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, env=environment(), timeout=1200
+        command(*arguments), cwd=folder, capture_output=True, text=True, env=environment(**variables), timeout=1200
     )
     text = result.stdout + result.stderr
     assert (result.returncode == 0) == succeeds, text[-6000:]
@@ -188,7 +189,7 @@ def test_affine_has_the_truths_own_length_as_its_endpoint_error(finished):
 
 def test_fields_are_gone_and_records_stay(finished):
     registered = finished["folder"] / "results" / "registered" / "simulated"
-    assert not list(registered.glob("**/*.nii.gz"))
+    assert not [*registered.glob("**/*.nii"), *registered.glob("**/*.nii.gz")]
     assert len(list(registered.glob("*/*/shard000.csv"))) == len(METHODS)
 
 
@@ -212,7 +213,7 @@ def test_another_hyperparameter_reruns_that_method_only_and_says_why(finished):
         write_config(finished["folder"], TINY)
     planned = jobs(text)
     assert planned["register_classical"] == 1
-    assert not {"simulate_scan", "preprocess_simulated_scan", "train", "register_network"} & set(planned)
+    assert not {"simulate_scan", "preprocess_simulated_scan", "pack_scans", "train", "register_network"} & set(planned)
     assert "Params have changed" in text
 
 
@@ -226,7 +227,7 @@ def test_another_module_reruns_what_depends_on_it(finished):
     finally:
         module.write_text(before)
     assert planned["train"] == 1 and planned["register_network"] == 1
-    assert not {"simulate_scan", "preprocess_simulated_scan", "register_classical"} & set(planned)
+    assert not {"simulate_scan", "preprocess_simulated_scan", "pack_scans", "register_classical"} & set(planned)
 
 
 def test_the_studies_are_targets_of_their_own_and_train_what_they_change_alone(finished):
@@ -246,6 +247,40 @@ def test_the_studies_are_targets_of_their_own_and_train_what_they_change_alone(f
     assert study[["method", "regularisation"]].values.tolist() == [["voxelmorph", 1.0], ["voxelmorph-lambda-4", 4.0]]
     page = (folder / "results/report.html").read_text()
     assert "lambda study" in page and "ablation" in page
+
+
+def lease_of(log):
+    """Return the cards that a job leased, and from when to when it was at work on them, from its log."""
+    text = log.read_text()
+    leased = re.search(r"^(\S+ \S+) GPU (.+) leased by process \d+ after", text, re.MULTILINE)
+    assert leased is not None, text
+    times = [pd.Timestamp(m.replace(",", ".")) for m in re.findall(r"^\d{4}-\S+ \d{2}:\S+", text, re.MULTILINE)]
+    return set(leased[2].split(", ")), pd.Timestamp(leased[1].replace(",", ".")), times[-1]
+
+
+def test_two_trainings_have_two_cards_and_one_that_wants_both_gets_both(finished, tmp_path):
+    """The cards are made up, and torch computes on the CPU: a lease is a lock, whatever the card."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished["folder"], folder)
+    settings = {**TINY["settings"], "caml": {**TINY["settings"]["caml"], "training": {"gpus": 2}}}
+    training = {**TINY["training"], "batch_size": 2, "steps": 20}
+    methods = ["voxelmorph", "transmorph", "xmorpher", "caml"]
+    write_config(folder, {**TINY, "methods": methods, "training": training, "settings": settings})
+    snakemake(folder, "train_all", GPU_POOL="first,second", GPU_LEASE_DIR=str(tmp_path / "lease"))
+    logs = {name: folder / f"results/logs/train/simulated/{name}/seed1.log" for name in methods}
+    leases = {name: lease_of(log) for name, log in logs.items()}
+    assert leases["caml"][0] == {"first", "second"}
+    single = [leases[name] for name in methods[:3]]
+    assert all(len(cards) == 1 for cards, _, _ in single) and len(set.union(*(cards for cards, _, _ in single))) == 2
+    together = 0
+    for one, other in itertools.combinations(leases.values(), 2):
+        overlap = one[1] < other[2] and other[1] < one[2]
+        together += overlap
+        assert not (overlap and one[0] & other[0]), leases
+    assert together >= 1, leases
+    for log in logs.values():
+        assert log.read_text().count("computing on the CPU") == 1
+        assert "waiting" not in log.read_text()  # Snakemake never started more than there are cards for
 
 
 @pytest.mark.parametrize("stage", ["cohort", "preprocess", "train", "register", "evaluate", "report"])

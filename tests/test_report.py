@@ -708,6 +708,17 @@ def test_cross_cohort_table_sets_gains_against_each_other():
     assert without["dice_gain"].isna().all()
 
 
+def test_the_table_says_what_its_seconds_and_its_memory_are():
+    note = comparison_note(pd.DataFrame(overlaps("syn", "a", [0.5])), pd.DataFrame([pair("syn", "a")]), ["syn"])
+    for words in (
+        "median over pairs of a warm",
+        "transfers to and from a GPU",
+        "reading, writing, training",
+        "SyN: cpu, 2",
+    ):
+        assert words in note
+
+
 def test_preprocessing_table_has_medians_and_the_worst():
     quality = pd.DataFrame(
         {
@@ -793,11 +804,11 @@ def test_html_holds_the_cells_and_executes_nothing(tmp_path):
 def test_the_table_of_trainings_says_what_was_gained_and_what_it_cost():
     history = pd.DataFrame({"step": [0, 1, 2, 3, 4], "val_dice": [0.5, np.nan, 0.7, np.nan, 0.6]})
     summary = {"parameters": 12, "steps": 4, "kept_step": 2, "seconds": 10.0, "peak_memory_mb": 3.5}
-    summary |= {"device": "cpu (x)", "threads": 1, "precision": "bf16"}
+    summary |= {"device": "cpu (x)", "threads": 1, "precision": "bf16", "waited_for_images_seconds": 0.25}
     table = training_table({("caml", "seed1"): (history, summary)})
     row = table.iloc[0]
     assert (row["val_dice_before"], row["val_dice"], row["kept_step"]) == (0.5, 0.7, 2)
-    assert row["seconds_a_step"] == 2.5 and row["parameters"] == 12
+    assert row["seconds_a_step"] == 2.5 and row["parameters"] == 12 and row["waited_percent"] == 2.5
     assert "bf16" in table.attrs["note"] and "cpu (x)" in table.attrs["note"]
     with pytest.raises(InputError, match="val_dice"):
         training_table({("caml", "seed1"): (history[["step"]], summary)})

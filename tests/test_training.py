@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -157,12 +158,12 @@ def test_validation_pairs_follow_the_training_and_stay_few():
 
 def test_the_bank_holds_images_and_the_labels_that_validation_needs(scans):
     bank = load_bank(scans[:3], scans[3:5], [scans[5]], device=CPU)
-    assert bank.names == [f"s{i}" for i in range(6)] and bank.images.shape == (6, 1, *SHAPE)
+    assert bank.names == [f"s{i}" for i in range(6)] and bank.images_of(range(6)).shape == (6, 1, *SHAPE)
     assert sorted(bank.labels) == [3, 4, 5] and bank.structures == [17, 42]
     assert bank.labels_of(0) is None
     assert bank.labels[5].unique().tolist() == [0, 1, 2]
     assert int((bank.labels[5] == 2).sum()) == 5 * 6 * 3
-    assert torch.equal(bank.images_of([4, 1])[0], bank.images[4])
+    assert torch.equal(bank.images_of([4, 1])[0], bank.images_of([4])[0])
     only = load_bank(scans[:1], scans[3:4], [scans[5]], device=CPU, structures=[42, 99])
     assert only.structures == [42] and int((only.labels[2] == 1).sum()) == 5 * 6 * 3
 
@@ -205,7 +206,7 @@ def test_validation_of_a_network_that_does_nothing_is_the_dice_before(scans):
     network = Nothing()
     value = validate(network, bank, [(3, 5), (5, 5)], Objective("mse"), "float32")
     assert value.dice == pytest.approx((2 * 3 / 10 + 1) / 2)  # boxes of 5 that share 3; the atlas with itself
-    difference = np.square((bank.images[3] - bank.images[5]).numpy(), dtype=np.float64).mean()
+    difference = np.square((bank.images_of([3]) - bank.images_of([5])).numpy(), dtype=np.float64).mean()
     assert value.loss == pytest.approx(difference / 2, rel=1e-5)
     assert network.training
 
@@ -285,7 +286,7 @@ def test_the_gradient_is_clipped_and_its_norm_noted(scans):
         parameter.grad = torch.full_like(parameter, 2.0)
     count = sum(parameter.numel() for parameter in network.parameters())
     module._unread.append((1, torch.tensor([[0, 3]]), [torch.tensor(0.0)] * 3))
-    module.configure_gradient_clipping(torch.optim.Adam(network.parameters()))
+    module.configure_gradient_clipping(torch.optim.Adam(network.parameters(), fused=True))
     assert module.read_terms()[0][3] == pytest.approx(2.0 * math.sqrt(count), rel=1e-5)
     clipped = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
     assert float(clipped.norm()) == pytest.approx(0.5, rel=1e-4)
@@ -331,6 +332,7 @@ def test_a_training_learns_keeps_its_best_and_tells_all_of_it(scans, tmp_path, m
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "history.csv",
         "model.safetensors",
+        "tensorboard",
         "training.json",
     ]
     assert not any((tmp_path / "resume").iterdir())
@@ -340,6 +342,22 @@ def test_a_training_learns_keeps_its_best_and_tells_all_of_it(scans, tmp_path, m
     assert "step 40/64" in printed and not any(
         word in printed for word in ("Tip", "litlogger", "GPU available", "num_workers")
     )
+
+
+def test_a_training_from_a_pack_is_that_from_the_files_and_says_how_long_it_waited(scans, tmp_path):
+    from dmir.training import open_pack, pack_scans
+
+    pack_scans(tmp_path / "packed", scans[::-1])
+    pack = open_pack(tmp_path / "packed")
+    packed = [pack.scan(scan.name) for scan in scans]
+    assert packed == scans
+    keywords = {"steps": 6, "validate_every": 3, "keep": "last", "pairs": "all"}
+    from_files = run(tiny(), scans, tmp_path / "files", **keywords)
+    from_pack = run(tiny(), packed, tmp_path / "pack", pack=pack, **keywords)
+    assert from_pack.weights.read_bytes() == from_files.weights.read_bytes()
+    assert from_pack.dice == from_files.dice
+    summary = json.loads(from_pack.summary.read_text())
+    assert 0 <= summary["waited_for_images_seconds"] <= summary["seconds"]
 
 
 def test_validating_more_often_changes_nothing(scans, tmp_path):
@@ -426,9 +444,9 @@ def test_the_shifted_warp_of_published_code_changes_the_loss_and_not_the_validat
         for kind in ("exact", "shifted")
     }
     bank = load_bank(scans[:3], scans[3:5], [scans[5]], device=CPU)
-    atlas, rest = bank.images[5:6], torch.zeros(1, 3, *SHAPE)
+    atlas, rest = bank.images_of([5]), torch.zeros(1, 3, *SHAPE)
     for kind, field in (("exact", rest), ("shifted", shifted_displacement(rest))):
-        expected = [float((warp(bank.images[i : i + 1], field) - atlas).square().mean()) for i in range(3)]
+        expected = [float((warp(bank.images_of([i]), field) - atlas).square().mean()) for i in range(3)]
         assert sorted(histories[kind].loss[1:]) == pytest.approx(sorted(expected), rel=1e-5)
     assert histories["exact"].val_loss.dropna().tolist() == histories["shifted"].val_loss.dropna().tolist()
 
@@ -467,17 +485,23 @@ class Poisoned(Tiny):
 def test_a_loss_that_is_not_finite_names_its_pair_and_leaves_the_last_good_state(scans, tmp_path, where):
     bank = load_bank(scans[:3], [], [scans[5]], device=CPU)
     torch.manual_seed(0)
-    network = Poisoned(bank.images[1, 0], where)
+    network = Poisoned(bank.images_of([1])[0, 0], where)
     with pytest.raises(
         TrainingDiverged, match=r"Step \d+ \(s1 to s5\): .*last good state is in .*last\.ckpt"
     ) as caught:
         run(network, scans, tmp_path / "out", steps=50, validate_every=3, resume_folder=tmp_path, resume_key="key")
     state = torch.load(tmp_path / "key" / "last.ckpt", weights_only=True)
-    failed_step = int(str(caught.value).split()[1])
-    assert state["step"] == (failed_step - 1) // 3 * 3 == 3
-    assert all(torch.isfinite(value).all() for value in state["network"].values())
-    assert validated(tmp_path / "out" / "history.csv") == [0, 3]
+    last_good = caught.value.step - 1
+    assert state["step"] == last_good and 3 < last_good < 9
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    # the state is that of a training that ended there: nothing of the step that failed is in its weights or moments
+    torch.manual_seed(0)
+    whole = run(Poisoned(bank.images_of([1])[0, 0] + 1, where), scans, tmp_path / "whole", steps=last_good, keep="last")
+    for name, value in load_file(whole.weights).items():
+        assert torch.equal(state["network"][name], value)
+    assert float(state["optimiser"]["state"][0]["step"]) == last_good
+    history = pd.DataFrame(state["history"]).drop(columns="seconds")
+    assert history.step.tolist() == list(range(last_good + 1))
 
 
 LONG = {"steps": 13, "validate_every": 5, "keep": "last", "learning_rate": 0.01, "schedule": "cosine", "pairs": "all"}
@@ -506,7 +530,7 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(tmp_path):
     scans = make_scans(tmp_path)
     command = "import sys; from test_training import child; child(*sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-    for accident, steps_seen in (("in a step", [0, 5]), ("while saving", [0, 5, 10])):
+    for accident, steps_seen in (("in a step", [0, 5]), ("while saving", [0, 5])):
         ended = subprocess.run(
             [sys.executable, "-c", command, str(tmp_path), accident], env=environment, capture_output=True, text=True
         )
@@ -528,14 +552,18 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(tmp_path):
     assert not any((tmp_path / "resume").iterdir())  # the file that the second kill left half-written is gone too
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread")
-def test_sigterm_keeps_the_step_it_came_in(scans, tmp_path):
-    network = tiny(at_call=8, accident=lambda: os.kill(os.getpid(), signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_running_step_and_keeps_it(scans, tmp_path, number):
+    network = tiny(at_call=8, accident=lambda: os.kill(os.getpid(), number))
     long = LONG | {"keep": "best", "learning_rate": 0.3}  # so fast that the best is an early one
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
         run(network, scans, tmp_path / "out", resume_folder=tmp_path, resume_key="key", **long)
-    assert caught.value.code == 143 and signal.getsignal(signal.SIGTERM) == handler
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+    else:
+        assert caught.type is KeyboardInterrupt
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     again = tiny()
     resumed = run(again, scans, tmp_path / "out", resume_folder=tmp_path, resume_key="key", **long)
     unbroken = run(tiny(), scans, tmp_path / "unbroken", **long)
@@ -543,6 +571,167 @@ def test_sigterm_keeps_the_step_it_came_in(scans, tmp_path):
     assert resumed.weights.read_bytes() == unbroken.weights.read_bytes()
     histories = [pd.read_csv(result.history).drop(columns="seconds") for result in (resumed, unbroken)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
+    # TensorBoard shows each step once, although two sessions wrote
+    assert curve(tmp_path / "out", "val_dice") == curve(tmp_path / "unbroken", "val_dice")
+    assert [step for step, _ in curve(tmp_path / "out", "loss")] == list(range(1, 14))
+
+
+def curve(output: Path, name: str) -> list[tuple[int, float]]:
+    """Return what TensorBoard shows of a training."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_a_second_interrupt_does_not_wait_for_the_step(scans, tmp_path):
+    network = tiny(at_call=3, accident=lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(network, scans, tmp_path / "out", resume_folder=tmp_path, resume_key="key", **LONG)
+    assert not (tmp_path / "key").exists()
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from test_training import LONG, Scan, Tiny, run, tiny
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+scans = [Scan(f"s{i}", folder / f"s{i}" / "image.nii.gz", folder / f"s{i}" / "labels.nii.gz") for i in range(6)]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as where a quota or a full disk cuts a file short
+network = tiny(at_call=7, accident=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+try:
+    run(network, scans, folder / "out", resume_folder=folder, resume_key="key", **LONG)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(("limit", "steps_left"), [(600, 8), (4000, 8)])
+def test_a_full_disk_ends_with_a_message_and_loses_no_state(tmp_path, limit, steps_left):
+    scans = make_scans(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)], env=environment, capture_output=True, text=True
+    )
+    assert "DmirError" in ended.stdout and "cannot be written" in ended.stdout, ended.stdout + ended.stderr
+    assert "Make room" in ended.stdout
+    assert not [*tmp_path.glob("**/.writing-*")]
+    again = tiny()
+    resumed = run(again, scans, tmp_path / "out", resume_folder=tmp_path, resume_key="key", **LONG)
+    unbroken = run(tiny(), scans, tmp_path / "unbroken", **LONG)
+    assert again.calls == steps_left
+    assert resumed.weights.read_bytes() == unbroken.weights.read_bytes()
+
+
+def test_of_several_processes_the_one_with_the_bad_pair_is_named(scans):
+    bank = load_bank(scans[:4], [], [scans[5]], device=CPU)
+    module = RegistrationModule(tiny(), bank, TrainingSettings(batch_size=4))
+    good, spread, bad = [0.5, 0.5, 0.1, 2.0], [0.7, 0.7, 0.3, math.nan], [math.nan, math.nan, 0.1, math.nan]
+    others = torch.tensor([[0.3, 0.1, 0.3, 2.0], bad])  # of the second process; a NaN is in the gradient of all
+    strategy = SimpleNamespace(all_gather=lambda rows: torch.stack([rows, others]))
+    module._trainer = SimpleNamespace(world_size=2, strategy=strategy)
+    batch = torch.tensor([[0, 4], [1, 4], [2, 4], [3, 4]])
+    module._unread = [(step, batch, list(map(torch.tensor, row))) for step, row in ((7, good), (8, spread))]
+    with pytest.raises(TrainingDiverged, match=r"Step 8 \(s1 to s5, s3 to s5\): the loss is nan") as caught:
+        module.read_terms()
+    assert caught.value.step == 8
+    assert caught.value.terms == [pytest.approx([0.4, 0.3, 0.2, 2.0])]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+SHARED_TRAINING = {
+    "batch_size": 2,
+    "steps": 7,
+    "validate_every": 3,
+    "pairs": "all",
+    "keep": "last",
+    "learning_rate": 1e-3,
+    "gradient_clip": 1.0,
+    "similarity": "lncc",
+    "window": 5,
+}
+NARROW = {"encoder": [4, 4], "decoder": [4, 4, 4], "downsampling": "stride", "integration_steps": 0}
+
+
+def shared(scans, output, **keywords):
+    return train("voxelmorph", NARROW, **split(scans), output=output, **(FAST | SHARED_TRAINING | keywords))
+
+
+def test_two_processes_learn_what_one_learns_and_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    scans = make_scans(tmp_path)
+    one = shared(scans, tmp_path / "one")
+    two = shared(scans, tmp_path / "two", processes=2)
+    for name, value in load_file(one.weights).items():
+        torch.testing.assert_close(load_file(two.weights)[name], value, rtol=1e-4, atol=1e-6)
+    first, second = (pd.read_csv(result.history).drop(columns="seconds") for result in (one, two))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-4)
+    assert json.loads(two.summary.read_text())["processes"] == 2
+    assert "WORLD_SIZE" not in os.environ and "LOCAL_RANK" not in os.environ
+
+    from dmir.training.module import RegistrationModule
+
+    step = RegistrationModule.training_step
+
+    def stopping(self, batch, number):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, number)
+
+    keywords = {"processes": 2, "resume_folder": tmp_path, "resume_key": "key"}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(RegistrationModule, "training_step", stopping)
+        shared(scans, tmp_path / "again", **keywords)
+    assert torch.load(tmp_path / "key" / "last.ckpt", weights_only=True)["step"] == 5
+    again = shared(scans, tmp_path / "again", **keywords)
+    for name, value in load_file(two.weights).items():
+        torch.testing.assert_close(load_file(again.weights)[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_the_other_processes_end_with_the_one_that_leads(tmp_path):
+    make_scans(tmp_path)
+    script = """
+import os, signal, sys
+from pathlib import Path
+from test_training import Scan, shared
+from dmir.training.module import RegistrationModule
+folder = Path(sys.argv[1])
+scans = [Scan(f"s{i}", folder / f"s{i}" / "image.nii.gz", folder / f"s{i}" / "labels.nii.gz") for i in range(6)]
+read = RegistrationModule.read_terms
+def killing(self):
+    if self.step == 4:
+        (folder / "followers").write_text(" ".join(
+            entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and parent(entry) == os.getpid()
+        ))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self)
+def parent(entry):
+    try:
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+RegistrationModule.read_terms = killing
+shared(scans, folder / "out", processes=2)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    left = [Path("/proc", number) for number in (tmp_path / "followers").read_text().split()]
+    assert left
+    end = time.monotonic() + 20
+    while any(entry.exists() for entry in left) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [entry for entry in left if entry.exists()]
+
+
+def test_pairs_that_processes_cannot_share_are_refused(scans, tmp_path):
+    with pytest.raises(InputError, match="processes: found 2; expected a divisor of batch_size, which is 3"):
+        shared(scans, tmp_path, batch_size=3, processes=2)
+    with pytest.raises(InputError, match="network: found an object of Tiny; expected a name"):
+        run(tiny(), scans, tmp_path, batch_size=2, processes=2)
 
 
 def test_a_training_killed_before_it_wrote_its_results_writes_them(scans, tmp_path, monkeypatch):

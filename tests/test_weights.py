@@ -230,8 +230,8 @@ def test_pairs_become_fields_and_records_and_failures_are_records_too(weights, t
     assert records.loc[failed, ["seconds", "write_seconds"]].isna().all(axis=None)
     assert (records.cohort == "test").all() and (records.method == "shift").all() and (records.model == "seed4").all()
     assert (records.device == "cpu").all() and (records.threads == torch.get_num_threads()).all()
-    assert {path.name for path in (tmp_path / "fields").iterdir()} == {f"s{i}__atlas.nii.gz" for i in range(1, 6)}
-    field, affine = load_field(tmp_path / "fields" / "s4__atlas.nii.gz")
+    assert {path.name for path in (tmp_path / "fields").iterdir()} == {f"s{i}__atlas.nii" for i in range(1, 6)}
+    field, affine = load_field(tmp_path / "fields" / "s4__atlas.nii")
     assert np.allclose(field, np.array([1, 0, -2.5]).reshape(3, 1, 1, 1), atol=1e-6) and np.allclose(affine, AFFINE)
     lines = [record.getMessage() for record in caplog.records if "/8 " in record.getMessage()]
     assert len(lines) == 8 and lines[1].startswith("2/8 broken to atlas: failed")

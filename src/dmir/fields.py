@@ -24,6 +24,7 @@ from dmir.volumes import atomic_path, save_nifti
 
 CORNERS = tuple(product((0, 1), repeat=3))  # of a cell of eight voxels
 LPS = np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)  # RAS <-> LPS, its own inverse
+SLICES = 16  # of a field converted at a time: as many numbers as a line of the cache holds
 
 
 def identity_grid(
@@ -291,6 +292,17 @@ def onto_moving_grid(displacement: np.ndarray, fixed_affine: np.ndarray, moving_
     return (place - index).astype(np.float32)
 
 
+def pair_field(folder: str | Path, moving: str, fixed: str) -> Path:
+    """Return the file of a pair's field, ``<folder>/<moving>__<fixed>.nii``.
+
+    It is not compressed: the lowest bits of a displacement are noise, so that gzip saves little and takes ten times
+    as long. A compressed one that is there already, and no plain one, is found as well.
+    """
+    plain = Path(folder, f"{moving}__{fixed}.nii")
+    compressed = plain.with_name(plain.name + ".gz")
+    return compressed if compressed.is_file() and not plain.is_file() else plain
+
+
 def save_field(path: str | Path, displacement: torch.Tensor | np.ndarray, affine: np.ndarray) -> None:
     """Write a field as ITK and ANTs do: (D, H, W, 1, 3), intent vector, LPS millimetres, float32.
 
@@ -307,12 +319,25 @@ def save_field(path: str | Path, displacement: torch.Tensor | np.ndarray, affine
         displacement = displacement.detach().cpu().numpy()
     if displacement.ndim != 4 or displacement.shape[0] != 3:
         raise ValueError(f"a field has shape (3, D, H, W), not {displacement.shape}")
-    millimetres = (to_millimetres(displacement, affine) * LPS).astype(np.float32)
-    image = nib.Nifti1Image(np.moveaxis(millimetres, 0, -1)[..., None, :], np.asarray(affine))
+    matrix = LPS.reshape(3, 1) * np.asarray(affine, dtype=np.float64)[:3, :3]
+    # a file has its first axis fastest: written through the transpose, so that nothing is reordered a second time
+    stored = np.empty((3, *displacement.shape[:0:-1]), dtype=np.float32)
+    _transform_vectors(matrix, displacement, stored.transpose(0, 3, 2, 1))
+    image = nib.Nifti1Image(stored.T[..., None, :], np.asarray(affine))
     image.header.set_intent("vector")
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         save_nifti(temporary, image)
+
+
+def _transform_vectors(matrix: np.ndarray, vectors: np.ndarray, result: np.ndarray) -> None:
+    """Put matrix @ vectors, (3, D, H, W) each, into ``result``; computed in float64, a few slices at a time."""
+    for start in range(0, vectors.shape[1], SLICES):
+        part = vectors[:, start : start + SLICES]
+        for row, target in zip(matrix, result, strict=True):
+            # most grids lie along the axes of the world: two of three products are with zero
+            terms = [np.multiply(part[axis], row[axis], dtype=np.float64) for axis in range(3) if row[axis] != 0]
+            target[start : start + SLICES] = sum(terms[1:], start=terms[0]).astype(np.float32)
 
 
 def load_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -333,7 +358,7 @@ def load_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(path, found="no such file", expected="a displacement field", remedy="Check the path.")
     try:
         image: Any = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float64)
+        data = np.asarray(image.dataobj)
     except Exception as error:
         raise InputError(
             path,
@@ -349,6 +374,9 @@ def load_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if not np.isfinite(data).all():
         raise InputError(path, found="displacements that are NaN or infinite", expected="finite millimetres")
-    millimetres = np.moveaxis(data[..., 0, :], -1, 0) * LPS
     affine = np.asarray(image.affine, dtype=np.float64)
-    return to_voxels(millimetres, affine).astype(np.float32), affine
+    displacement = np.empty((3, *data.shape[:3]), dtype=np.float32)
+    _transform_vectors(
+        np.linalg.inv(affine[:3, :3]) * LPS.reshape(1, 3), np.moveaxis(data[..., 0, :], -1, 0), displacement
+    )
+    return displacement, affine

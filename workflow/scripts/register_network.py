@@ -1,6 +1,7 @@
-"""Register a shard of pairs with a trained network."""
+"""Register a shard of pairs with a trained network, and refine its fields where that is the method."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from dmir.job import job
@@ -9,12 +10,19 @@ with job(snakemake.log[0], snakemake.threads):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from dmir.methods.network import register_pairs
     from dmir.methods.records import divide_pairs, write_records
+    from dmir.methods.refinement import refine
     from dmir.preprocess.quality import flagged_scans
 
-    files = snakemake.input
+    files, params = snakemake.input, snakemake.params
     folder = Path(snakemake.output.fields)
     folder.mkdir(parents=True, exist_ok=True)
-    pairs, left_out = divide_pairs(snakemake.params.pairs, files.images, flagged_scans(files.quality))
-    records = register_pairs(pairs, folder, files.weights)
+    pairs, left_out = divide_pairs(params.pairs, files.images, flagged_scans(files.quality))
+    records = register_pairs(
+        pairs,
+        folder,
+        files.weights,
+        refine=partial(refine, **params.refinement) if params.refinement else None,
+        expected=params.expected,
+    )
     names = {key: snakemake.wildcards[key] for key in ("cohort", "method", "model")}
     write_records(snakemake.output.records, records, left_out, **names)

@@ -5,10 +5,11 @@ from pathlib import Path
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
+    from dmir.fields import pair_field
     from dmir.report.examples import example_of, save_example
 
     files, names = snakemake.input, snakemake.wildcards
-    field = Path(files.fields, f"{names.moving}__{names.fixed}.nii.gz")
+    field = pair_field(files.fields, names.moving, names.fixed)
     if field.is_file():
         example = example_of(
             field,

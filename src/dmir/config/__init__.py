@@ -8,7 +8,7 @@ library, so that a workflow is parsed in a fraction of a second.
 from __future__ import annotations
 
 from dmir.config.base import ConfigError
-from dmir.config.models import CLASSICAL, Config, Network
+from dmir.config.models import CLASSICAL, Config, Network, Refinement
 from dmir.config.reading import parse_config, read_config
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Network",
+    "Refinement",
     "parse_config",
     "read_config",
 ]

@@ -18,6 +18,7 @@ from dmir.config.models import (
     Grid,
     Network,
     Preprocess,
+    Refinement,
     Report,
     Scores,
     Syn,
@@ -37,6 +38,7 @@ SECTIONS: tuple[tuple[str, type[Model]], ...] = (
     ("`settings.<name>` of `syn`", Syn),
     ("`settings.<name>` of `elastix`", Elastix),
     ("`settings.<name>` of a network", Network),
+    ("`settings.<name>` with `algorithm: refinement`", Refinement),
     ("`scores`", Scores),
     ("`report`", Report),
     ("`ablation`", Ablation),
@@ -53,7 +55,9 @@ line: `snakemake --cores 8 --config methods='[affine, syn]'`.
 
 Lists say what runs (`methods`, `test_on`, `seeds`), dictionaries only hold parameters (`settings`, `cohorts`). A method
 may have any name: `settings: {syn_mi: {algorithm: syn, metric: mattes}}` and `methods: [affine, syn, syn_mi]` compare
-two kinds of SyN. `dmir check CONFIG` tells every mistake before anything runs.
+two kinds of SyN, `settings: {caml-refined: {algorithm: refinement, of: caml}}` and `methods: [caml, caml-refined]` a
+network with what some steps of optimisation on each pair make of its fields. `dmir check CONFIG` tells every mistake
+before anything runs.
 
 A table of files (`source: table`) is a .csv or .tsv with the columns `scan, subject, image, labels` and, where they are
 known, `split, session, age, mask`. `split` is `train`, `val`, `test` or `atlas`; it may also stand in a file of its own

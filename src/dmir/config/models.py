@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmir.config.base import Model, mistakes_of
 from dmir.config.cohorts import Cohort, CohortKeys
@@ -76,6 +77,8 @@ class Training(Model):
     """How the learning rate goes to its end."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Pairs a step."""
+    gpus: Annotated[int, Field(ge=1)] = 1
+    """Cards that share the pairs of each step, so that `batch_size` is a multiple of it."""
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0: none."""
     similarity: Literal["lncc", "mse", "mutual_information"] = "lncc"
@@ -101,6 +104,8 @@ class Training(Model):
     def _consistent(self) -> Training:
         if self.window % 2 == 0:
             raise ValueError(f"window: found {self.window}; expected an odd number")
+        if self.batch_size % self.gpus:
+            raise ValueError(f"gpus: found {self.gpus}; expected a divisor of batch_size, which is {self.batch_size}")
         return self
 
 
@@ -179,8 +184,40 @@ class Network(Model):
         return self
 
 
-MethodSettings = Affine | Syn | Elastix | Network
-METHOD_MODELS: dict[str, type[Model]] = {"affine": Affine, "syn": Syn, "elastix": Elastix}
+class Refinement(Model):
+    """A network's field, refined on each pair by some steps of Adam that minimise the loss of the network's training.
+
+    A row of its own: it uses the weights of the network, and its seconds are those of both.
+    """
+
+    algorithm: Literal["refinement"]
+    of: str
+    """The network: one of `methods`, a key of `settings` or a plain name. It is trained once, for both rows."""
+    steps: Annotated[int, Field(ge=0)] = 20
+    """Steps of Adam; the field with the lowest loss of them all is taken."""
+    learning_rate: Positive = 0.1
+    """Of Adam: about as many voxels a step."""
+    similarity: Literal["lncc", "mse", "mutual_information"] | None = None
+    """What is made alike; none: as in the network's training, and so for the next two."""
+    window: Annotated[int, Field(ge=3)] | None = None
+    """Edge of the window of `lncc` in voxels, odd."""
+    regularisation: Annotated[float, Field(ge=0)] | None = None
+    """Weight lambda of the diffusion of the field."""
+    downsampling: Annotated[int, Field(ge=1, le=8)] = 2
+    """The correction has one vector in a cube of so many voxels."""
+    smoothing: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """Standard deviation of the Gaussian that smooths the correction, in its own coarse voxels; 0: none."""
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
+            raise ValueError(f"found {value}; expected an odd number")
+        return value
+
+
+MethodSettings = Affine | Syn | Elastix | Refinement | Network
+METHOD_MODELS: dict[str, type[Model]] = {"affine": Affine, "syn": Syn, "elastix": Elastix, "refinement": Refinement}
 
 
 class Scores(Model):
@@ -224,9 +261,11 @@ class Config(Model):
     pairs_per_job: Annotated[int, Field(ge=1)] = 4
     """Pairs that one job registers and scores."""
     keep_fields: bool = False
-    """Keep every displacement field under `results/registered/` (at 160x192x224 one takes 83 MB before compression)."""
+    """Keep every displacement field under `results/registered/` (at 160x192x224 one takes 83 MB)."""
     timeout_minutes: Positive = 120
     """A classical registration of one pair that takes longer is stopped and counted as failed."""
+    packed: Literal["float16", "uint8", "float32"] = "float16"
+    """How trainings keep the preprocessed images: `float16` is exact to 1/4096 of the range, `uint8` to 1/510."""
     grid: Grid = Grid()
     cohorts: dict[str, Cohort]
     """The cohorts, by name."""
@@ -284,18 +323,50 @@ class Config(Model):
     def _settings(self, name: str, given: Any) -> MethodSettings:
         if not isinstance(given, dict):
             raise ValueError(f"found {given!r}; expected a dictionary of parameters")
-        algorithm, known = given.get("algorithm", name), [*CLASSICAL, *network_names()]
+        algorithm, known = given.get("algorithm", name), [*METHOD_MODELS, *network_names()]
         if algorithm not in known:
             raise ValueError(f"'{algorithm}' is no algorithm. {suggestion(str(algorithm), known)}")
         settings = METHOD_MODELS.get(algorithm, Network).model_validate({**given, "algorithm": algorithm})
         if isinstance(settings, Network):
             training = Training.model_validate({**self.training.model_dump(), **settings.training})
             settings = settings.model_copy(update={"training": training.model_dump(mode="json")})
+        if isinstance(settings, Refinement):
+            with contextlib.suppress(ValidationError):  # of the network: told at its own key
+                trained = self._refined(settings.of).training
+                keys = [key for key in ("similarity", "window", "regularisation") if getattr(settings, key) is None]
+                settings = settings.model_copy(update={key: trained[key] for key in keys})
         return settings  # type: ignore[return-value]
 
+    def _algorithm(self, name: str) -> str:
+        """Return what a method is, as far as the configuration says it."""
+        given = self.settings.get(name, {})
+        return str(given.get("algorithm", name)) if isinstance(given, dict) else name
+
+    def _refined(self, name: str) -> Network:
+        """Return the settings of the network that a refinement names as ``of``."""
+        if self._algorithm(name) == "refinement":
+            raise ValueError(f"of: found '{name}', a refinement itself; expected a network")
+        known = [
+            method
+            for method in dict.fromkeys([*self.methods, *self.settings, *network_names()])
+            if self._algorithm(method) in network_names()
+        ]
+        known += self._variant_settings if name in self.methods and name not in known else []
+        if name not in known:
+            raise ValueError(f"of: found '{name}', no network of this configuration. {suggestion(name, known)}")
+        return self.method(name)  # type: ignore[return-value]
+
+    def network_of(self, name: str) -> str | None:
+        """Return the method whose weights a method uses: a network itself, what a refinement refines, else none."""
+        settings = self.method(name)
+        if isinstance(settings, Refinement):
+            return settings.of
+        return name if isinstance(settings, Network) else None
+
     def networks(self) -> list[str]:
-        """Return the methods that are networks, in the tables' order."""
-        return [name for name in self.methods if isinstance(self.method(name), Network)]
+        """Return the networks to train, in the tables' order: methods, and what is there to be refined alone."""
+        used = (self.network_of(name) for name in self.methods)
+        return list(dict.fromkeys(name for name in used if name is not None))
 
     def variants(self, study: str) -> list[Variant]:
         """Return the rows of a study, ``"ablation"`` or ``"lambda_study"``; each name is a method."""
@@ -304,9 +375,9 @@ class Config(Model):
         return lambda_variants(self.lambda_study, self._network_settings)
 
     def _network_settings(self, name: str) -> dict[str, Any]:
-        settings = self._settings(name, self.settings.get(name, {}))  # not method(): it asks for the studies' rows
-        if not isinstance(settings, Network):
+        if self._algorithm(name) in METHOD_MODELS:
             raise ValueError(f"'{name}' is no network; expected one of {', '.join(network_names())}")
+        settings = self._settings(name, self.settings.get(name, {}))  # not method(): it asks for the studies' rows
         return settings.model_dump(mode="json")
 
     @cached_property

@@ -27,6 +27,7 @@ ALGORITHMS: dict[str, str] = {
 """Name -> module; imported only when it is asked for."""
 
 NETWORK = "dmir.methods.network"
+REFINEMENT = "dmir.methods.refinement"
 
 
 def register(moving: Volume, fixed: Volume, method: str = "syn", **parameters: Any) -> np.ndarray:
@@ -37,8 +38,8 @@ def register(moving: Volume, fixed: Volume, method: str = "syn", **parameters: A
     moving, fixed
         Images, skull-stripped and in [0, 1]. For a network both on one grid.
     method
-        ``"affine"`` (the zero field), ``"syn"``, ``"elastix"``, the path of a network's ``.safetensors`` file, or the
-        name of a network with ``weights=`` its file.
+        ``"affine"`` (the zero field), ``"syn"``, ``"elastix"``, the path of a network's ``.safetensors`` file, the
+        name of a network with ``weights=`` its file, or ``"refinement"``, which refines its field on this pair.
     parameters
         Of the method; see ``register`` in its module.
 
@@ -89,7 +90,8 @@ def _resolve(method: str, parameters: dict[str, Any]) -> tuple[Callable[..., np.
     """Return the function behind a method, and its parameters, checked by name."""
     module = ALGORITHMS.get(method)
     if module is None:
-        module, parameters = NETWORK, _network_parameters(method, parameters)
+        module = REFINEMENT if method == "refinement" else NETWORK
+        parameters = _network_parameters(method, parameters)
     function = importlib.import_module(module).register
     known = [name for name in inspect.signature(function).parameters if name not in ("moving", "fixed")]
     for name in parameters:
@@ -109,18 +111,19 @@ def _network_parameters(method: str, parameters: dict[str, Any]) -> dict[str, An
         return {"weights": method, **parameters}
     from dmir.networks import network_names
 
-    if method not in network_names():
+    known = [*network_names(), "refinement"]
+    if method not in known:
         raise InputError(
             "method",
             found=f"'{method}'",
-            expected="affine, syn, elastix, a network, or the path of a .safetensors file",
-            remedy=suggestion(str(method), [*ALGORITHMS, *network_names()]),
+            expected="affine, syn, elastix, a network, refinement, or the path of a .safetensors file",
+            remedy=suggestion(str(method), [*ALGORITHMS, *known]),
         )
     if "weights" not in parameters:
         raise InputError(
             "method",
-            found=f"the network '{method}' without weights",
-            expected="weights=, the path of its .safetensors file",
+            found=f"'{method}' without weights",
+            expected="weights=, the path of the network's .safetensors file",
             remedy="Train it first, or give the path of the file as the method.",
         )
     return parameters

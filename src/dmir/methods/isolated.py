@@ -106,7 +106,7 @@ def register_pairs(
     cohort: str = "",
     model: str = "none",
 ) -> pd.DataFrame:
-    """Register pairs of files, each in a process of its own; the fields are ``<folder>/<moving>__<fixed>.nii.gz``.
+    """Register pairs of files, each in a process of its own; the fields are ``<folder>/<moving>__<fixed>.nii``.
 
     Parameters
     ----------
@@ -122,14 +122,16 @@ def register_pairs(
     pandas.DataFrame
         One record a pair, in their order: see :func:`register_isolated`.
     """
-    import pandas as pd  # not in the process of a pair, which would count it as the method's memory
+    import pandas as pd  # not in the process of a pair, which would count it, or torch, as the method's memory
+
+    from dmir.fields import pair_field
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     def one(pair: tuple[str, str | Path, str, str | Path]) -> dict[str, Any]:
         moving, moving_path, fixed, fixed_path = pair
-        field_path = folder / f"{moving}__{fixed}.nii.gz"
+        field_path = pair_field(folder, moving, fixed)
         record = register_isolated(moving_path, fixed_path, field_path, method, parameters, threads, timeout)
         return {"cohort": cohort, "method": method, "model": model, "moving": moving, "fixed": fixed} | record
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dmir.errors import InputError
-from dmir.fields import load_field
+from dmir.fields import load_field, pair_field
 from dmir.metrics.score import score_pair
 from dmir.preprocess.truth import truth_of_pair
 from dmir.structures import StructureSet, load_structures
@@ -86,7 +86,7 @@ def score_shard(
     records
         The table that the registration wrote, a row a pair.
     fields
-        Folder of ``<moving>__<fixed>.nii.gz``.
+        Folder of the fields, see :func:`dmir.fields.pair_field`.
     labels, truths
         Label map and, for simulated scans, true field by scan.
     structures
@@ -109,7 +109,7 @@ def score_shard(
         scores: dict[str, Any] = {}
         if record["status"] == "ok":
             table, scores = score_files(
-                Path(fields) / f"{moving}__{fixed}.nii.gz",
+                pair_field(fields, moving, fixed),
                 labels[moving],
                 labels[fixed],
                 chosen,

@@ -74,6 +74,7 @@ COLUMNS: dict[str, Column] = {
     "kept_step": Column("Kept step"),
     "seconds_a_step": Column("Time, s a step ↓", "", None, "lower"),
     "training_seconds": Column("Training, s", "", 0),
+    "waited_percent": Column("Waiting for images, %", "", 2),
     "training_memory_mb": Column("Training memory, MB", "", 0),
     "structure": Column("Id"),
     "name": Column("Structure"),

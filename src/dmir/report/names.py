@@ -14,6 +14,7 @@ METHOD_NAMES = {
     "xmorpher": "XMorpher",
     "transmatch": "TransMatch",
     "caml": "CAML+RBSC+CARSC (proposed)",
+    "caml-refined": "Proposed + refinement",
 }
 SHORT_METHOD_NAMES = {**METHOD_NAMES, "caml": "Proposed"}
 REFERENCE_METHODS = frozenset({"affine"})  # the starting point of the others: shown, never ranked
@@ -30,6 +31,8 @@ def method_name(method: str, *, short: bool = False) -> str:
     'Proposed without RBSC, CARSC'
     >>> method_name("voxelmorph-lambda-0.5")
     'VoxelMorph, λ = 0.5'
+    >>> method_name("voxelmorph-refined")
+    'VoxelMorph + refinement'
     """
     names = SHORT_METHOD_NAMES if short else METHOD_NAMES
     for mark, joined in (("-without-", " without "), ("-lambda-", ", λ = ")):
@@ -38,6 +41,9 @@ def method_name(method: str, *, short: bool = False) -> str:
             return (
                 SHORT_METHOD_NAMES[base] + joined + (rest.upper().replace("-", ", ") if mark == "-without-" else rest)
             )
+    refined = method.removesuffix("-refined")
+    if refined != method and refined in names:
+        return f"{SHORT_METHOD_NAMES[refined]} + refinement"
     return names.get(method, method)
 
 

@@ -96,6 +96,8 @@ def _devices(pairs: pd.DataFrame, methods: list[str]) -> str:
         return ""
     told = "; ".join(f"{', '.join(names)}: {device}" for device, names in groups.items())
     return (
-        "Time is registration alone, warm, the median over pairs; "
-        f"memory the highest peak, of main memory on a cpu and of the card's own on a GPU. Measured on: {told}."
+        "Time is the median over pairs of a warm registration: from both images in memory to the field in memory, with "
+        "the transfers to and from a GPU and, where a field is refined, the refinement; reading, writing, training and "
+        "a network's first call do not count. Memory is the highest peak during a pair, of the whole process's main "
+        f"memory on a cpu and of the card's own on a GPU. Measured on: {told}."
     )

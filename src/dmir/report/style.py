@@ -25,11 +25,12 @@ METHOD_COLOURS = {
     "xmorpher": "#cc79a7",
     "transmatch": "#0072b2",
     "caml": "#d55e00",
+    "caml-refined": "#8b2500",  # the proposed one's, darker
 }
-METHOD_MARKERS = dict(zip(METHOD_COLOURS, "Xsd^v<>Po", strict=True))
+METHOD_MARKERS = dict(zip(METHOD_COLOURS, "Xsd^v<>Po*", strict=True))
 # Tol's muted and vibrant schemes (https://sronpersonalpages.nl/~pault/), without what is close to the colours above
 OTHER_COLOURS = ("#882255", "#332288", "#999933", "#117733", "#aa4499", "#661100", "#6699cc", "#44aa99", "#555555")
-OTHER_MARKERS = "phH8*D"
+OTHER_MARKERS = "phH8D"
 
 PAGE_WIDTH = 7.2  # inches: two columns of a journal
 COLUMN_WIDTH = 3.5

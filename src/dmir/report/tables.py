@@ -173,7 +173,7 @@ def training_table(models: Mapping[tuple[str, str], tuple[pd.DataFrame, Mapping[
     DataFrame
         A row a model: method, model, parameters, steps, ``val_dice_before`` (of the untrained network), ``val_dice``
         (of the weights that were kept), ``kept_step``, ``seconds_a_step``, ``training_seconds``,
-        ``training_memory_mb``.
+        ``waited_percent`` (of that, for images), ``training_memory_mb``.
 
     Raises
     ------
@@ -195,6 +195,7 @@ def training_table(models: Mapping[tuple[str, str], tuple[pd.DataFrame, Mapping[
                 "kept_step": int(summary["kept_step"]),
                 "seconds_a_step": float(summary["seconds"]) / int(summary["steps"]),
                 "training_seconds": float(summary["seconds"]),
+                "waited_percent": 100 * float(summary["waited_for_images_seconds"]) / float(summary["seconds"]),
                 "training_memory_mb": float(summary["peak_memory_mb"]),
             }
         )

@@ -1,76 +1,163 @@
-"""The scans of a training, in memory once, and the order in which their pairs are seen.
+"""The scans of a training, where the network can have them, and the order in which their pairs are seen.
 
 Training on brain volumes is bound by the network, not by the data, if the data stays where the network is: a few
-hundred scans of 160x192x224 voxels are some ten gigabytes. So every image is read once, and kept on the GPU when it
-fits beside the training, in page-locked memory when it does not.
+hundred scans of 160x192x224 voxels in half precision are some gigabytes. So the images are kept on the GPU when they
+fit beside the training, narrow as they are packed, and become float32 there. When they do not fit they are fetched
+from the pack's file while the batch before is computed. On the CPU they stay in the pack's file, of which all
+trainings of a machine share one copy in memory: the kernel's page cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from dmir.errors import InputError
+from dmir.training.pack import Pack, Scan, quantise, require_precision
+from dmir.training.streaming import AHEAD, Prefetcher
 from dmir.volumes import Grid, read_image, read_labels, require_same_grid
 
 log = logging.getLogger(__name__)
 
 SHARE_OF_GPU = 0.4  # of its free memory; the rest is for the network's activations
+TYPES = {"float16": torch.float16, "uint8": torch.uint8, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
-class Scan:
-    """A preprocessed scan: its name, its image file, and its label map where there is one."""
-
-    name: str
-    image: Path
-    labels: Path | None = None
-
-
-@dataclass
+@dataclass(eq=False)
 class ImageBank:
-    """Images and label maps of one grid, in memory.
+    """Images and label maps of one grid, in memory or in the file of a pack.
 
     Attributes
     ----------
     names
-        The scans, in the order of ``images``.
-    images
-        float32 (N, 1, D, H, W), on the training device or in host memory.
+        The scans; a position in this list names a scan everywhere in training.
+    device
+        Where the training wants the images.
+    precision
+        How images are kept until they are on the device: ``"float16"``, ``"uint8"`` or ``"float32"``.
+    held
+        The images (N, D, H, W) of that type, on the device or in host memory; None where they stay in the pack.
+    pack, rows
+        The pack, and the row of each scan in it.
     labels
         Label maps (1, 1, D, H, W) by position of their scan; structure ``structures[i]`` has the value i + 1.
     structures
         The ids of the structures that count in the Dice.
+    waited_seconds
+        How long the training has been waiting for images.
     """
 
     names: list[str]
-    images: torch.Tensor
     grid: Grid
     device: torch.device
+    precision: str
+    held: torch.Tensor | None = None
+    pack: Pack | None = None
+    rows: list[int] = field(default_factory=list)
     labels: dict[int, torch.Tensor] = field(default_factory=dict)
     structures: list[int] = field(default_factory=list)
+    waited_seconds: float = 0.0
+    _coming: Prefetcher | None = field(default=None, init=False, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as they are kept."""
+        return len(self.names) * int(np.prod(self.grid.shape)) * TYPES[self.precision].itemsize
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images are in the memory of the device."""
+        return self.held is not None and self.held.device.type == self.device.type
 
     def images_of(self, positions: Sequence[int]) -> torch.Tensor:
-        """Return the images at these positions, (B, 1, D, H, W) on the device."""
-        if len(positions) == 1:  # a view: nothing is copied when the bank is on the device
-            chosen = self.images[positions[0] : positions[0] + 1]
-        else:
-            chosen = torch.stack([self.images[position] for position in positions])
-        return chosen.to(self.device, non_blocking=True)
+        """Return the images at these positions, float32 (B, 1, D, H, W) on the device."""
+        start = time.monotonic()
+        kept = self._fetch(positions)
+        self.waited_seconds += time.monotonic() - start
+        return as_float32(kept)[:, None]
+
+    def pairs_of(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the moving and the fixed images of the pairs (B, 2), float32 (B, 1, D, H, W) each on the device.
+
+        Where :meth:`prefetch` announced these pairs they are ready; else they are fetched now.
+        """
+        positions = _moving_then_fixed(pairs)
+        if self._coming is None:
+            return self.images_of(positions[: len(pairs)]), self.images_of(positions[len(pairs) :])
+        start = time.monotonic()
+        kept = self._coming.take(positions)
+        self.waited_seconds += time.monotonic() - start
+        moving, fixed = as_float32(kept)[:, None].split(len(pairs))
+        return moving, fixed
+
+    @contextlib.contextmanager
+    def prefetch(self, batches: Iterable[torch.Tensor], ahead: int = AHEAD) -> Iterator[None]:
+        """Fetch, as long as the context is open, the pairs (B, 2) of coming steps while earlier ones are computed.
+
+        ``pairs_of`` must then be asked for these batches in this order; ``images_of`` is free to be asked for anything
+        in between. Where the images are in the device's memory there is nothing to fetch.
+        """
+        if self.is_resident:
+            yield
+            return
+        with Prefetcher(self._fetch, map(_moving_then_fixed, batches), self.device, ahead) as self._coming:
+            try:
+                yield
+            finally:
+                self._coming = None
 
     def labels_of(self, position: int) -> torch.Tensor | None:
         """Return the label map (1, 1, D, H, W) at this position on the device, None for a scan without."""
         labels = self.labels.get(position)
         return None if labels is None else labels.to(self.device, non_blocking=True)
+
+    def describe(self) -> str:
+        """Return in a line what the bank holds, and where."""
+        if self.pack is not None and self.held is None:
+            place = f"streamed from {self.pack.file}"
+        elif self.is_resident:
+            place = "in the GPU's memory" if self.device.type == "cuda" else "in memory"
+        else:
+            place = "streamed from page-locked memory"
+        size = "x".join(map(str, self.grid.shape))
+        return f"{len(self.names)} scans of {size} voxels as {self.precision}, {self.nbytes / 1e9:.2f} GB, {place}"
+
+    def _fetch(self, positions: Sequence[int]) -> torch.Tensor:
+        """Return the images (B, D, H, W) as they are kept, on the device; any thread may ask."""
+        if self.held is None:
+            return self._read(positions).to(self.device, non_blocking=True)
+        if len(positions) == 1 and self.is_resident:  # a view: nothing is copied
+            return self.held[positions[0] : positions[0] + 1]
+        chosen = torch.empty((len(positions), *self.grid.shape), dtype=self.held.dtype, device=self.device)
+        for target, position in zip(chosen, positions, strict=True):
+            target.copy_(self.held[position], non_blocking=True)
+        return chosen
+
+    def _read(self, positions: Sequence[int]) -> torch.Tensor:
+        """Read images from the pack, into page-locked memory for a GPU, which torch keeps and uses again."""
+        assert self.pack is not None
+        size = (len(positions), *self.grid.shape)
+        chosen = torch.empty(size, dtype=TYPES[self.precision], pin_memory=self.device.type == "cuda")
+        self.pack.read_images([self.rows[position] for position in positions], chosen.numpy())
+        return chosen
+
+
+def as_float32(kept: torch.Tensor) -> torch.Tensor:
+    """Return images as they are kept as float32 in [0, 1]; of uint8, 255 stands for 1."""
+    return kept.float().div_(255) if kept.dtype == torch.uint8 else kept.float()
+
+
+def _moving_then_fixed(pairs: torch.Tensor) -> list[int]:
+    return [*pairs[:, 0].tolist(), *pairs[:, 1].tolist()]
 
 
 def load_bank(
@@ -81,10 +168,13 @@ def load_bank(
     device: torch.device,
     structures: Sequence[int] | None = None,
     threads: int = 1,
+    pack: Pack | None = None,
+    precision: str = "float16",
 ) -> ImageBank:
-    """Read all scans of a training: those to train on, then those to validate on, then the atlases.
+    """Make all scans of a training ready: those to train on, then those to validate on, then the atlases.
 
-    Label maps are read of the validation scans and the atlases alone: training does not see labels.
+    Label maps are those of the validation scans and the atlases alone: training does not see labels. Whether the scans
+    come from a pack or are read one by one, a training sees the same numbers, bit for bit.
 
     Parameters
     ----------
@@ -92,71 +182,98 @@ def load_bank(
         Ids that count in the Dice; by default all that the atlases (without one, the validation scans) have.
     threads
         Files read at the same time.
+    pack
+        Where the scans are packed, more of them perhaps and in another order; None reads their files.
+    precision
+        How images that are read are kept, see :func:`~dmir.training.pack.quantise`; a pack has its own.
 
     Raises
     ------
     InputError
-        A file cannot be read, or lies on another grid than the first one; the file is named.
+        A file cannot be read, or lies on another grid than the first one, or is not what was packed; the file is
+        named.
     """
     start = time.monotonic()
-    scans = [*train, *validation, *atlases]
+    scans = [*(Scan(scan.name, scan.image) for scan in train), *validation, *atlases]
     if not scans:
         raise InputError("scans to train on", found="none", expected="at least 1")
-    first = read_image(scans[0].image)
-    bank = ImageBank([scan.name for scan in scans], _room_for(len(scans), first.shape, device), first.grid, device)
-
-    def read(position: int) -> None:
-        image = read_image(scans[position].image)
-        require_same_grid(first, image, scans[0].image, scans[position].image)
-        bank.images[position, 0] = torch.from_numpy(np.ascontiguousarray(image.data, dtype=np.float32))
-
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        list(pool.map(read, range(len(scans))))
-    scored = range(len(train), len(scans))
-    _read_label_maps(bank, [(k, scans[k].labels) for k in scored], len(atlases), structures)
-    log.info(
-        "%d scans of %s voxels read in %.1f s, kept in %s memory (%.2f GB)",
-        len(scans),
-        "x".join(map(str, first.shape)),
-        time.monotonic() - start,
-        "the GPU's" if bank.images.is_cuda else "host",
-        bank.images.nbytes / 1e9,
-    )
+    bank = _read_scans(scans, device, threads, precision) if pack is None else _open_scans(scans, device, pack)
+    labelled = {position: scan for position, scan in enumerate(scans) if scan.labels is not None}
+    _take_labels(bank, labelled, len(atlases), structures)
+    log.info("%s; ready in %.1f s", bank.describe(), time.monotonic() - start)
     return bank
 
 
-def _room_for(count: int, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-    size = (count, 1, *shape)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if 4 * int(np.prod(size)) <= SHARE_OF_GPU * free:
-            return torch.empty(size, device=device)
-        return torch.empty(size, pin_memory=True)
-    return torch.empty(size, device=device)
+def _read_scans(scans: Sequence[Scan], device: torch.device, threads: int, precision: str) -> ImageBank:
+    """Read the images of scans into the device's memory or, where that is too small, into the host's."""
+    require_precision(precision)
+    first = read_image(scans[0].image)
+    bank = ImageBank([scan.name for scan in scans], first.grid, device, precision)
+    bank.held = held = _room_for(bank)
+
+    def read(position: int) -> None:
+        path = scans[position].image
+        image = read_image(path)
+        require_same_grid(first, image, scans[0].image, path)
+        held[position] = torch.from_numpy(quantise(image.data, precision, path))
+
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        list(pool.map(read, range(len(scans))))
+    return bank
 
 
-def _read_label_maps(
-    bank: ImageBank, files: list[tuple[int, Path | None]], atlases: int, structures: Sequence[int] | None
-) -> None:
-    """Read label maps (position, file), the atlases' last; without two to compare there is nothing to score."""
-    given = [(position, path) for position, path in files if path is not None]
-    if len(given) < 2:
+def _open_scans(scans: Sequence[Scan], device: torch.device, pack: Pack) -> ImageBank:
+    """Take the images of scans from a pack: into a GPU's memory where they fit, else as they are needed."""
+    names = [scan.name for scan in scans]
+    bank = ImageBank(names, pack.grid, device, pack.precision, pack=pack, rows=pack.rows_of(names))
+    pack.require_fresh(scans)
+    if device.type == "cuda" and _fits(bank):
+        held = torch.empty((len(names), *pack.grid.shape), dtype=TYPES[pack.precision], device=device)
+        for position in range(len(names)):
+            held[position].copy_(bank._read([position])[0], non_blocking=True)
+        bank.held = held
+    return bank
+
+
+def _room_for(bank: ImageBank) -> torch.Tensor:
+    size, kind = (len(bank.names), *bank.grid.shape), TYPES[bank.precision]
+    if bank.device.type == "cuda" and not _fits(bank):
+        return torch.empty(size, dtype=kind, pin_memory=True)
+    return torch.empty(size, dtype=kind, device=bank.device)
+
+
+def _fits(bank: ImageBank) -> bool:
+    free, _ = torch.cuda.mem_get_info(bank.device)
+    return bank.nbytes <= SHARE_OF_GPU * free
+
+
+def _take_labels(bank: ImageBank, scans: dict[int, Scan], atlases: int, structures: Sequence[int] | None) -> None:
+    """Take the label maps of scans by position, the atlases' last; without two there is nothing to compare."""
+    if len(scans) < 2:
         return
-    volumes = {position: read_labels(path) for position, path in given}
-    for position, path in given:
-        require_same_grid(bank.grid, volumes[position], "the images", path)
-    telling = [position for position, _ in given[-atlases:]] if atlases else list(volumes)
-    values = np.unique(np.concatenate([np.unique(volumes[position].data) for position in telling]))
-    ids = values[(values != 0) & (structures is None or np.isin(values, list(structures)))]
+    maps = {position: _label_map(bank, scan) for position, scan in scans.items()}
+    telling = list(scans)[-atlases:] if atlases else list(scans)
+    found = np.unique(np.concatenate([np.unique(maps[position]) for position in telling]))
+    ids = found[(found != 0) & (structures is None or np.isin(found, list(structures)))]
     if not ids.size:
-        found = "none of the structures asked for"
-        raise InputError(given[-1][1], found=found, expected=f"some of {sorted(structures or [])}")
+        where, expected = str(scans[telling[-1]].labels), f"some of {sorted(structures or [])}"
+        raise InputError(where, found="none of the structures asked for", expected=expected)
     bank.structures = [int(value) for value in ids]
-    for position, volume in volumes.items():
-        index = np.searchsorted(ids, volume.data).clip(max=ids.size - 1)
-        known = np.where(ids[index] == volume.data, index + 1, 0)
+    for position, values in maps.items():
+        index = np.searchsorted(ids, values).clip(max=ids.size - 1)
+        known = np.where(ids[index] == values, index + 1, 0)
         labels = torch.from_numpy(known.astype(np.uint8 if ids.size < 256 else np.int32))[None, None]
-        bank.labels[position] = labels.to(bank.images.device)
+        bank.labels[position] = labels.to(bank.device) if bank.is_resident else labels
+
+
+def _label_map(bank: ImageBank, scan: Scan) -> np.ndarray:
+    """Return the label map (D, H, W) of a scan that has one, from the pack or from its file."""
+    if bank.pack is not None:
+        return bank.pack.labels_of(scan.name)
+    assert scan.labels is not None
+    volume = read_labels(scan.labels)
+    require_same_grid(bank.grid, volume, "the images", scan.labels)
+    return volume.data
 
 
 def training_pairs(scans: Sequence[int], atlases: Sequence[int], kind: str) -> torch.Tensor:
@@ -235,10 +352,11 @@ class PairSchedule(Dataset):
 
     def _at(self, position: int) -> torch.Tensor:
         which_pass, offset = divmod(position, len(self.pairs))
-        if self._order[0] != which_pass:
+        order = self._order  # taken once: another thread, which is steps ahead, may put the next pass there
+        if order[0] != which_pass:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, which_pass))
-            self._order = (which_pass, torch.randperm(len(self.pairs), generator=generator))
-        return self.pairs[self._order[1][offset]]
+            order = self._order = (which_pass, torch.randperm(len(self.pairs), generator=generator))
+        return self.pairs[order[1][offset]]
 
 
 def derived_seed(seed: int, *numbers: int) -> int:

@@ -181,33 +181,51 @@ def choose_device(device: str | torch.device | None = None, timeout: float | Non
     InputError
         A GPU is asked for and there is none that torch can use.
     """
+    return choose_devices(device, 1, timeout)[0]
+
+
+def choose_devices(
+    device: str | torch.device | None = None, count: int = 1, timeout: float | None = None
+) -> list[torch.device]:
+    """Return ``count`` GPUs to compute on together, as :func:`choose_device`; one device, the CPU, where there is none.
+
+    Raises
+    ------
+    InputError
+        More GPUs are asked for than the machine has, or one by its name and several at once.
+    """
     import torch
 
     if isinstance(device, torch.device) or device not in (None, "auto", "cuda"):
-        return torch.device(device)
-    card = _free_card(timeout)
-    if isinstance(card, torch.device):
-        return card
+        named = torch.device(device)
+        if count > 1 and named.type == "cuda":
+            raise InputError("device", found=f"{named} and {count} GPUs", expected="'auto' or 'cuda' for several")
+        return [named]
+    cards = _free_cards(count, timeout)
+    if not isinstance(cards, str):
+        return cards
     if device == "cuda":
-        raise InputError("device", found=card, expected="a GPU, as 'cuda' asks for", remedy="Use 'auto' or 'cpu'.")
-    _say_once(f"computing on the CPU: {card}")
-    return torch.device("cpu")
+        raise InputError("device", found=cards, expected="a GPU, as 'cuda' asks for", remedy="Use 'auto' or 'cpu'.")
+    _say_once(f"computing on the CPU: {cards}")
+    return [torch.device("cpu")]
 
 
-def _free_card(timeout: float | None) -> torch.device | str:
-    """Return the leased card as torch names it, or the reason why there is none."""
+def _free_cards(count: int, timeout: float | None) -> list[torch.device] | str:
+    """Return the leased cards as torch names them, or the reason why there are none."""
     import torch
 
-    if not torch.backends.cuda.is_built():
+    # Cards that are listed by hand are leased even by a torch that cannot use them: the list says how many may run.
+    if not torch.backends.cuda.is_built() and not os.environ.get("GPU_POOL"):
         return "this torch is built without CUDA"
     if torch.cuda.is_initialized() and not _leased:
         log.warning("CUDA was in use before a GPU could be leased: other processes may share the card")
-        return torch.device("cuda", torch.cuda.current_device())
-    if not lease_cards(1, timeout):
+        return [torch.device("cuda", torch.cuda.current_device())]
+    cards = lease_cards(count, timeout)
+    if not cards:
         return "no GPU here"
     if not torch.cuda.is_available():
-        return "torch cannot use the GPU (is the driver recent enough?)"
-    return torch.device("cuda", 0)
+        return "torch cannot use the GPU (is it built for CUDA, and the driver recent enough?)"
+    return [torch.device("cuda", number) for number in range(min(count, len(cards)))]
 
 
 @functools.cache

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
+import os
 import platform
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
-from torch.utils.data import DataLoader
 
 import dmir
-from dmir import networks
-from dmir.training.callbacks import Milestones, write_history
-from dmir.training.data import ImageBank, PairSchedule, Scan, derived_seed, load_bank, training_pairs, validation_pairs
-from dmir.training.devices import choose_device, device_name, set_threads
-from dmir.training.module import RegistrationModule
-from dmir.training.objective import arithmetic
-from dmir.training.resume import ResumeFile, TrainingState, fingerprint
+from dmir.errors import InputError
+from dmir.training.data import Scan
+from dmir.training.devices import choose_devices, device_name, set_threads
+from dmir.training.loggers import HistoryLogger
+from dmir.training.pack import Pack
+from dmir.training.ranks import followers
+from dmir.training.resume import ResumeFile, TrainingState, fingerprint, writing
+from dmir.training.session import Session, TrainingData
 from dmir.training.settings import TrainingSettings
 from dmir.training.weights import save_weights
 from dmir.volumes import atomic_path
 
 log = logging.getLogger(__name__)
-
-BUILD_STREAM = 2  # keeps the seed of the initial weights apart from those of the pairs and the steps
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,14 @@ def train(
     output: str | Path,
     cohort: str = "",
     structures: Sequence[int] | None = None,
+    pack: Pack | None = None,
+    packed: str = "float16",
     resume_folder: str | Path | None = None,
     resume_key: str | None = None,
     threads: int | None = None,
     device: str | torch.device | None = None,
+    gpus: int = 1,
+    processes: int | None = None,
     **settings: Any,
 ) -> TrainingResult:
     """Train a registration network without labels, and keep the weights that are best on the validation scans.
@@ -99,6 +97,10 @@ def train(
         Name of what it is trained on, for the records.
     structures
         Ids that count in the Dice; by default all that the atlases have.
+    pack
+        Where the scans are packed (:func:`~dmir.training.pack.open_pack`): they need not be read then.
+    packed
+        How images are kept that are read: ``"float16"``, ``"uint8"`` or ``"float32"``.
     resume_folder, resume_key
         The state of an unfinished training is kept in ``<resume_folder>/<resume_key>/last.ckpt`` and deleted at the
         end. The key should be a hash of all that the result depends on, code and images included; by default it is
@@ -107,6 +109,12 @@ def train(
         Of torch on the CPU; None leaves it as it is.
     device
         See :func:`~dmir.training.devices.choose_device`.
+    gpus
+        Cards that share the pairs of each step, at most: as many as divide ``batch_size``. The steps are those of a
+        training on one card, up to rounding (and to ``drop_path``'s random numbers). Without a GPU the CPU does it all.
+    processes
+        That share the pairs of each step; by default one for each GPU. Asked for on the CPU, they exchange gradients
+        through its memory.
     **settings
         Of :class:`~dmir.training.settings.TrainingSettings`: steps, validate_every, learning_rate, schedule,
         similarity, window, regularisation, batch_size, gradient_clip, precision, pairs, warp, keep, compile,
@@ -118,100 +126,63 @@ def train(
         A file or an argument that cannot be used.
     TrainingDiverged
         The loss is no longer finite; the pair at fault is named.
-    SystemExit
-        Stopped by SIGTERM, with code 143, after the state was kept.
+    SystemExit, KeyboardInterrupt
+        Stopped by SIGTERM, with code 143, or by Ctrl-C, after the running step was done and the state kept.
     """
     chosen = TrainingSettings(**settings)
-    target = choose_device(device)
-    threads = set_threads(threads)
+    if processes is not None and (processes < 1 or chosen.batch_size % processes):
+        expected = f"a divisor of batch_size, which is {chosen.batch_size}"
+        raise InputError("processes", found=str(processes), expected=expected)
+    sharing = max(count for count in range(1, max(gpus, 1) + 1) if chosen.batch_size % count == 0)
+    targets = choose_devices(device, sharing)
     name = network if isinstance(network, str) else type(network).__name__
+    data = TrainingData(
+        [*scans], [*validation], [*atlases], structures, pack, packed if pack is None else pack.precision
+    )
     key = fingerprint(
         {
             "network": [name, dict(hyperparameters)],
             "scans": [[str(scan) for scan in part] for part in (scans, validation, atlases)],
-            "cohort": [cohort, structures],
+            "cohort": [cohort, structures, packed],
             "settings": asdict(chosen),
         }
     )
     resume = ResumeFile(resume_folder, resume_key or key, key)
-    with arithmetic(chosen.precision, chosen.deterministic), _own_randomness(target), _without_chatter():
-        bank = load_bank(scans, validation, atlases, device=target, structures=structures, threads=threads)
-        torch.manual_seed(derived_seed(chosen.seed, BUILD_STREAM))
-        built = _build(network, hyperparameters, bank)
-        state = resume.load(built)
+    session = Session(network, dict(hyperparameters), data, resume, chosen, set_threads(threads), targets[0])
+    with session.running():
+        bank, built, state = session.prepare()
         if state.step < chosen.steps:  # else it was killed between its last step and the writing of its results
-            _fit(built, bank, state, resume, chosen, counts=(len(scans), len(validation)), output=Path(output))
-    result = _choose(built, state, chosen, Path(output))
-    records = {"network": name, "cohort": cohort, **asdict(chosen), "kept_step": result.step, "val_dice": result.dice}
-    save_weights(
-        result.weights,
-        built,
-        name=name,
-        hyperparameters=getattr(built, "hyperparameters", hyperparameters),
-        grid=bank.grid,
-        cohort=cohort,
-        seed=chosen.seed,
-        extra={"training": _without_nan(records)},
-    )
-    write_history(result.history, state.history)
-    measured = _measurements(built, bank, state, threads, counts=(len(scans), len(validation)))
-    _write_json(result.summary, _without_nan(records | measured))
+            world_size = processes or len(targets)
+            with followers(session.as_job() if world_size > 1 else {}, world_size):
+                session.fit(built, bank, state, world_size, Path(output))
+    with writing(output, "the result"):
+        result = _choose(built, state, chosen, Path(output))
+        records = {"network": name, "cohort": cohort, **asdict(chosen)}
+        records |= {"kept_step": result.step, "val_dice": result.dice}
+        save_weights(
+            result.weights,
+            built,
+            name=name,
+            hyperparameters=getattr(built, "hyperparameters", hyperparameters),
+            grid=bank.grid,
+            cohort=cohort,
+            seed=chosen.seed,
+            extra={"training": _without_nan(records)},
+        )
+        HistoryLogger(result.history, state.history).save()
+        measured = _measurements(session, built, state, processes or len(targets))
+        _write_json(result.summary, _without_nan(records | measured))
     resume.remove()
     log.info("the weights of step %d of %d are in %s", result.step, chosen.steps, result.weights)
     return result
 
 
-def _build(network: str | nn.Module, hyperparameters: Mapping[str, Any], bank: ImageBank) -> nn.Module:
-    built = networks.build(network, shape=bank.grid.shape, **hyperparameters) if isinstance(network, str) else network
-    return built.to(bank.device).train()
-
-
-def _fit(
-    network: nn.Module,
-    bank: ImageBank,
-    state: TrainingState,
-    resume: ResumeFile,
-    settings: TrainingSettings,
-    *,
-    counts: tuple[int, int],
-    output: Path,
-) -> None:
-    """Run the steps that are left; ``state`` ends where the training ends. The counts are of train and validation."""
-    train_count, validation_count = counts
-    positions = range(len(bank.names))
-    atlases = positions[train_count + validation_count :]
-    pairs = training_pairs(positions[:train_count], atlases, settings.pairs)
-    schedule = PairSchedule(pairs, settings.steps, settings.batch_size, settings.seed)
-    loader = DataLoader(schedule, batch_size=None, sampler=range(state.step, settings.steps))
-    module = RegistrationModule(network, bank, settings, first_step=state.step)
-    milestones = Milestones(
-        module,
-        state,
-        resume,
-        pairs=validation_pairs(positions[train_count : train_count + validation_count], atlases, settings.pairs),
-        history_path=output / "history.csv",
-    )
-    trainer = Trainer(
-        accelerator="gpu" if bank.device.type == "cuda" else "cpu",
-        devices=[bank.device.index or 0] if bank.device.type == "cuda" else 1,
-        plugins=[LightningEnvironment()],  # else it takes over signals and ranks of a Slurm job that it finds
-        callbacks=[milestones],
-        max_epochs=1,  # all steps that are left: what happens between them goes by steps
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=output,
-    )
-    try:
-        trainer.fit(module, loader)
-    except SystemExit as ended:
-        if isinstance(ended, SIGTERMException):
-            raise SystemExit(143) from None  # its own code is 0, which would look like success
-        if isinstance(ended.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None  # Lightning makes an exit of it, which would end a notebook
-        raise
+def follow(job: Mapping[str, Any], rank: int) -> None:
+    """Do the steps of a training together with the process that leads it: :func:`dmir.training.ranks.main`."""
+    session = Session.of_job(job, rank)
+    with session.running():
+        bank, built, state = session.prepare()
+        session.fit(built, bank, state, int(os.environ["WORLD_SIZE"]), None)
 
 
 def _choose(network: nn.Module, state: TrainingState, settings: TrainingSettings, output: Path) -> TrainingResult:
@@ -226,18 +197,20 @@ def _choose(network: nn.Module, state: TrainingState, settings: TrainingSettings
     return TrainingResult(network.eval(), *files, step=step, dice=dice)
 
 
-def _measurements(
-    network: nn.Module, bank: ImageBank, state: TrainingState, threads: int, counts: tuple[int, int]
-) -> dict[str, Any]:
+def _measurements(session: Session, network: nn.Module, state: TrainingState, processes: int) -> dict[str, Any]:
+    device = session.device
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "train_scans": counts[0],
-        "validation_scans": counts[1],
+        "train_scans": len(session.data.train),
+        "validation_scans": len(session.data.validation),
         "seconds": round(state.seconds, 3),
+        "waited_for_images_seconds": round(state.waited_seconds, 3),
         "peak_memory_mb": round(state.peak_memory_mb, 1),
-        "peak_memory_of": "torch's GPU allocator" if bank.device.type == "cuda" else "the process (resident set)",
-        "device": device_name(bank.device),
-        "threads": threads,
+        "peak_memory_of": "torch's GPU allocator" if device.type == "cuda" else "the process (resident set)",
+        "device": device_name(device),
+        **state.gpu,
+        "processes": processes,
+        "threads": session.threads,
         "versions": {
             "dmir": dmir.__version__,
             "python": platform.python_version(),
@@ -255,26 +228,3 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _without_nan(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the mapping with None for NaN, which JSON does not know."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in content.items()}
-
-
-@contextlib.contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keep what Lightning says of itself, of GPUs and of loader workers out of the log; errors remain."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

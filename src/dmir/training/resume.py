@@ -10,17 +10,32 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from dmir.errors import DmirError
 from dmir.volumes import atomic_path
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, what: str) -> Iterator[None]:
+    """Tell as a DmirError, in a user's words, that a file cannot be written: the disk is full, or read-only."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch tells of a full disk by a RuntimeError
+        reason = " ".join(str(error).split())[:200]
+        raise DmirError(
+            f"{path}: {what} cannot be written ({reason}). Make room on this disk and start again: the training goes on"
+            " from the last state that was written."
+        ) from error
 
 
 @dataclass
@@ -41,8 +56,8 @@ class TrainingState:
     ----------
     step
         Steps done.
-    seconds
-        Spent so far, in all sessions.
+    seconds, waited_seconds
+        Spent so far, in all sessions; and how much of it waiting for images.
     peak_memory_mb
         Largest of all sessions.
     history
@@ -51,16 +66,20 @@ class TrainingState:
         Loss, similarity, regularisation, gradient norm of each step since the last row.
     network, optimiser
         Their ``state_dict``.
+    gpu
+        How busy the GPUs were in the last session: :meth:`~dmir.training.utilisation.GpuUtilisation.summary`.
     """
 
     step: int = 0
     seconds: float = 0.0
+    waited_seconds: float = 0.0
     peak_memory_mb: float = 0.0
     history: list[dict[str, int | float]] = field(default_factory=list)
     terms: list[list[float]] = field(default_factory=list)
     best: Best | None = None
     network: dict[str, Any] = field(default_factory=dict)
     optimiser: dict[str, Any] = field(default_factory=dict)
+    gpu: dict[str, float] = field(default_factory=dict)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -86,14 +105,26 @@ class ResumeFile:
         self.path = None if folder is None else Path(folder) / key / "last.ckpt"
         self.settings_hash = settings_hash
 
+    @classmethod
+    def at(cls, path: str | Path, settings_hash: str) -> ResumeFile:
+        """Return the same file for another process, by its path."""
+        folder = Path(path).parent
+        return cls(folder.parent, folder.name, settings_hash)
+
     def save(self, state: TrainingState) -> None:
-        """Replace the file."""
+        """Replace the file.
+
+        Raises
+        ------
+        DmirError
+            It cannot be written, for instance because the disk is full; the file is as it was.
+        """
         if self.path is None:
             return
         # not dataclasses.asdict, which would copy every tensor
         content = {entry.name: getattr(state, entry.name) for entry in fields(state)}
         content["best"] = None if state.best is None else vars(state.best)
-        with atomic_path(self.path) as temporary:
+        with writing(self.path, f"the state after step {state.step}"), atomic_path(self.path) as temporary:
             torch.save({"settings": self.settings_hash, **content}, temporary)
 
     def load(self, network: nn.Module) -> TrainingState:
