@@ -458,7 +458,7 @@ def tables():
         "preprocessing",
         *(
             f"{kind}_{cohort}"
-            for kind in ("structures", "dice_by_structure")
+            for kind in ("statistics", "structures", "dice_by_structure")
             for cohort in configuration.test_on
         ),
         *([f"trainings_{configuration.train_on}"] if networks else []),
@@ -467,7 +467,12 @@ def tables():
 
 def figures():
     """Return the names of all figures."""
-    kinds = ("dice_by_structure", "dice_against_time", "dice_against_folding")
+    kinds = (
+        "dice_by_structure",
+        "critical_difference",
+        "dice_against_time",
+        "dice_against_folding",
+    )
     return [
         *(f"{kind}_{cohort}" for cohort in configuration.test_on for kind in kinds),
         *(

@@ -2,6 +2,9 @@ rule comparison_table:
     input:
         structures="<results>/scores/structures.parquet",
         pairs="<results>/scores/pairs.parquet",
+        statistics=collect(
+            "<results>/tables/statistics_{cohort}.csv", cohort=configuration.test_on
+        ),
     output:
         html=report(
             "<results>/tables/comparison.html",
@@ -25,9 +28,45 @@ rule comparison_table:
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
+        reference=configuration.reference(),
         code=code_hash("dmir.report.tables", "dmir.report.writing"),
     script:
         "../workflow/scripts/comparison_table.py"
+
+
+rule statistics_table:
+    input:
+        structures="<results>/scores/structures.parquet",
+        pairs="<results>/scores/pairs.parquet",
+        scans="<results>/cohorts/{cohort}/scans.csv",
+    output:
+        html=report(
+            "<results>/tables/statistics_{cohort}.html",
+            category="Tables",
+            labels={"table": "statistics", "cohort": "{cohort}"},
+            caption="../workflow/report/statistics.rst",
+        ),
+        csv="<results>/tables/statistics_{cohort}.csv",
+        md="<results>/tables/statistics_{cohort}.md",
+        tex="<results>/tables/statistics_{cohort}.tex",
+    log:
+        "<logs>/statistics_table/{cohort}.log",
+    benchmark:
+        "<benchmarks>/statistics_table/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        methods=configuration.methods,
+        labels=configuration.scores.label_interpolation[0],
+        reference=configuration.reference(),
+        resamples=configuration.report.bootstrap,
+        code=code_hash("dmir.report.statistics", "dmir.report.writing"),
+    script:
+        "../workflow/scripts/statistics_table.py"
 
 
 rule cross_cohort_table:
@@ -180,6 +219,37 @@ rule dice_by_structure:
         code=code_hash("dmir.report.boxplot"),
     script:
         "../workflow/scripts/dice_by_structure.py"
+
+
+rule critical_difference:
+    input:
+        structures="<results>/scores/structures.parquet",
+        pairs="<results>/scores/pairs.parquet",
+        scans="<results>/cohorts/{cohort}/scans.csv",
+    output:
+        png="<results>/figures/critical_difference_{cohort}.png",
+        svg=report(
+            "<results>/figures/critical_difference_{cohort}.svg",
+            category="Figures",
+            labels={"figure": "critical difference", "cohort": "{cohort}"},
+            caption="../workflow/report/critical_difference.rst",
+        ),
+    log:
+        "<logs>/critical_difference/{cohort}.log",
+    benchmark:
+        "<benchmarks>/critical_difference/{cohort}.tsv"
+    conda:
+        "../envs/dmir.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        methods=configuration.methods,
+        labels=configuration.scores.label_interpolation[0],
+        code=code_hash("dmir.report.critical_difference"),
+    script:
+        "../workflow/scripts/critical_difference.py"
 
 
 rule dice_against_time:

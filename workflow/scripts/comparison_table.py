@@ -7,7 +7,7 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     import pandas as pd
 
-    from dmir.report.tables import comparison_table
+    from dmir.report.tables import comparison_table, mark_differences
     from dmir.report.writing import write_table
 
     table = comparison_table(
@@ -16,4 +16,7 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.params.methods,
         snakemake.params.labels,
     )
+    names = {"cohort": str, "method": str}
+    statistics = pd.concat([pd.read_csv(path, dtype=names) for path in snakemake.input.statistics], ignore_index=True)
+    table = mark_differences(table, statistics, snakemake.params.reference)
     write_table(table, Path(snakemake.output.csv).with_suffix(""), caption="Comparison of the registration methods.")

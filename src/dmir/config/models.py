@@ -235,12 +235,17 @@ class Scores(Model):
 
 
 class Report(Model):
-    """What is drawn."""
+    """What is drawn and tested."""
 
     examples: Annotated[int, Field(ge=1, le=8)] = 1
     """Pairs in the qualitative figure: the first test scans of each cohort."""
     plane: Literal["axial", "coronal", "sagittal"] = "coronal"
     """Plane of the qualitative figure."""
+    reference: str | None = None
+    """The method that all others are tested against: `caml` where it is compared, else the last network, else the last
+    method."""
+    bootstrap: Annotated[int, Field(ge=1000, le=100_000)] = 10_000
+    """Resamples of the subjects for the intervals of means and differences."""
 
 
 class Config(Model):
@@ -303,6 +308,9 @@ class Config(Model):
         for name in dict.fromkeys([*self.methods, *self.settings]):
             problems += _safe_name(f"methods: {name}", name)
             problems += mistakes_of(partial(self.method, name), f"settings.{name}")
+        reference = self.report.reference
+        if reference is not None and reference not in self.methods:
+            problems.append(f"report.reference: '{reference}' is no method. {suggestion(reference, self.methods)}")
         if not problems:  # else they would be told once more
             for study in ("ablation", "lambda_study"):
                 problems += self._variant_mistakes(study)
@@ -367,6 +375,13 @@ class Config(Model):
         """Return the networks to train, in the tables' order: methods, and what is there to be refined alone."""
         used = (self.network_of(name) for name in self.methods)
         return list(dict.fromkeys(name for name in used if name is not None))
+
+    def reference(self) -> str:
+        """Return the method that all others are tested against."""
+        if self.report.reference is not None:
+            return self.report.reference
+        networks = [name for name in self.methods if self.network_of(name) == name]
+        return "caml" if "caml" in self.methods else (networks or self.methods)[-1]
 
     def variants(self, study: str) -> list[Variant]:
         """Return the rows of a study, ``"ablation"`` or ``"lambda_study"``; each name is a method."""

@@ -76,9 +76,35 @@ COLUMNS: dict[str, Column] = {
     "training_seconds": Column("Training, s", "", 0),
     "waited_percent": Column("Waiting for images, %", "", 2),
     "training_memory_mb": Column("Training memory, MB", "", 0),
+    "score": Column("Score"),
+    "subjects": Column("n (subjects)"),
+    "mean": Column("Mean", "", None),
+    "mean_low": Column("95 % from", "", None),
+    "mean_high": Column("95 % to", "", None),
+    "mean_seed_sd": Column("Mean, sd over seeds", "", None),
+    "subjects_both": Column("n (both)"),
+    "difference": Column("Difference", "", None),
+    "difference_low": Column("95 % from", "", None),
+    "difference_high": Column("95 % to", "", None),
+    "rank_biserial": Column("Rank-biserial r", "", 2),
+    "p": Column("p", "", None),
+    "p_holm": Column("p (Holm)", "", None),
+    "smallest_p": Column("Smallest p", "", None),
+    "smallest_p_holm": Column("Smallest p (Holm)", "", None),
     "structure": Column("Id"),
     "name": Column("Structure"),
     "left": Column("Left (id)"),
     "right": Column("Right (id)"),
     "both": Column("Midline or both (id)"),
 }
+
+
+def score_name(score: str, labels: str) -> str:
+    """Return what a score is called where it names a row: its header without the arrow.
+
+    Examples
+    --------
+    >>> score_name("hd95", "nearest")
+    'HD95 (nearest), mm'
+    """
+    return COLUMNS[score].header.replace("{labels}", labels).rstrip(" ↑↓")

@@ -8,8 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from dmir.report.columns import score_name
 from dmir.report.names import method_name
 from dmir.report.records import attempted_pairs, check_scores, keep_scored, order_methods
+
+LEVEL = 0.05  # a difference is marked where its adjusted p is below; intervals cover the rest
 
 
 def comparison_note(structures: pd.DataFrame, pairs: pd.DataFrame, methods: list[str], primary: str = "nearest") -> str:
@@ -101,3 +104,79 @@ def _devices(pairs: pd.DataFrame, methods: list[str]) -> str:
         "a network's first call do not count. Memory is the highest peak during a pair, of the whole process's main "
         f"memory on a cpu and of the card's own on a GPU. Measured on: {told}."
     )
+
+
+def statistics_note(table: pd.DataFrame, reference: str, resamples: int, *, shared: bool) -> str:
+    """Say what the numbers of :func:`dmir.report.statistics.statistics_table` are, and what they cannot show.
+
+    ``shared`` tells that both scans of a pair are of tested subjects.
+    """
+    labels, name = table["labels"].iloc[0], method_name(reference)
+    paragraphs = [
+        "The unit is the subject: a subject's pairs, scans and models (seeds) are averaged first. Labels are warped "
+        f"by {labels} interpolation.",
+        f"Intervals: {1 - LEVEL:.0%} bootstrap (BCa, {resamples} resamples of the subjects, fixed seed), none below 3 "
+        "subjects; with fewer than about 10 they tend to be too narrow.",
+        f"Difference, r and p: method minus {name}, over the subjects (and their pairs and structures) that both "
+        "registered, n (both). p is of the two-sided Wilcoxon signed-rank test, exact for small n, differences of zero "
+        "dropped; Holm's correction is over the methods of one score. r, the matched-pairs rank-biserial correlation, "
+        "is 1 where the method's score is higher for every subject that differs, −1 where it is lower. "
+        f"† p (Holm) below {LEVEL}.",
+    ]
+    if table["mean_seed_sd"].notna().any():
+        paragraphs.append("The sd over seeds is that of the models' means over subjects; no interval contains it.")
+    if shared:
+        paragraphs.append(
+            "Both scans of a pair are of tested subjects, so that subjects share scans and are not independent: "
+            "intervals are too narrow and p too small."
+        )
+    if not (table["subjects_both"].fillna(0) > 0).any():
+        paragraphs.append(f"No test: no subject was registered by {name} and by another method.")
+    return "\n\n".join([*paragraphs, *_out_of_reach(table)])
+
+
+def _out_of_reach(table: pd.DataFrame) -> list[str]:
+    """Say which tests could not be significant whatever the methods do: a sentence a number of differences."""
+    scores_of: dict[str, list[str]] = {}
+    for score, block in table.groupby("score", sort=False):
+        # where every subject is equal there is nothing to find
+        tested = block[(block["smallest_p"] < 1) | (block["subjects_both"] == 1)]
+        hopeless = tested[tested["smallest_p_holm"] >= LEVEL]
+        tests = int(block["p"].notna().sum())
+        for smallest in sorted(set(hopeless["smallest_p"])):
+            rows = hopeless[hopeless["smallest_p"] == smallest]
+            who = "" if len(rows) == len(tested) else f" for {_listed(rows['method'])}"
+            sentence = (
+                f"n = {1 - math.log2(smallest):.0f} (subjects that differ) is too small{who}: the smallest p possible "
+                f"is {smallest:.3g}, {rows['smallest_p_holm'].min():.3g} after Holm's correction over {tests} "
+                f"test{'s' if tests > 1 else ''}; no difference can be significant at {LEVEL}, however large."
+            )
+            scores_of.setdefault(sentence, []).append(score_name(str(score), str(block["labels"].iloc[0])))
+    return [f"{'; '.join(scores)}: {sentence}" for sentence, scores in scores_of.items()]
+
+
+def _listed(methods: Iterable[str]) -> str:
+    return ", ".join(method_name(method, short=True) for method in methods)
+
+
+def significance_note(statistics: pd.DataFrame, reference: str) -> str:
+    """Say what the † of a comparison table means, and of which cohorts it says nothing; a row a test, as in the csv."""
+    paragraphs = []
+    marked = statistics["p_holm"] < LEVEL
+    if marked.any():
+        paragraphs.append(
+            f"† differs from {method_name(reference)}: two-sided Wilcoxon signed-rank test over subjects, p below "
+            f"{LEVEL} after Holm's correction over the methods; Dice, HD95 and |J|≤0 (forward) are tested."
+        )
+    for cohort, rows in statistics[statistics["p"].notna()].groupby("cohort", sort=False):
+        if rows["smallest_p_holm"].min() >= LEVEL:
+            n = int(rows["subjects_both"].max())
+            paragraphs.append(
+                f"{cohort}: n = {n} subjects are too few to call any difference from {method_name(reference)} "
+                f"significant: the smallest p possible is {rows['smallest_p'].min():.3g}, "
+                f"{rows['smallest_p_holm'].min():.3g} after Holm's correction over the methods. "
+                "No mark does not mean no difference."
+            )
+        elif not (rows["p_holm"] < LEVEL).any():
+            paragraphs.append(f"{cohort}: no method differs significantly from {method_name(reference)}.")
+    return "\n\n".join(paragraphs)

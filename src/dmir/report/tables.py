@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dmir.report.names import structure_group
-from dmir.report.notes import comparison_note, training_devices
+from dmir.report.notes import LEVEL, comparison_note, significance_note, training_devices
 from dmir.report.records import (
     FIELD_SCORES,
     INTERPOLATIONS,
@@ -27,6 +27,7 @@ __all__ = [
     "comparison_note",
     "comparison_table",
     "format_for_terminal",
+    "mark_differences",
     "structure_scores",
     "structure_table",
     "training_table",
@@ -134,6 +135,42 @@ def _of_fields(fields: pd.DataFrame, primary: str) -> dict[str, float]:
         "seconds": _over_models(fields, "seconds").median(),
         "peak_memory_mb": fields["peak_memory_mb"].max(),
     }
+
+
+def mark_differences(comparison: pd.DataFrame, statistics: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Return a comparison table that marks what differs significantly from the reference, and says so below.
+
+    Parameters
+    ----------
+    comparison
+        From :func:`comparison_table`.
+    statistics
+        From :func:`dmir.report.statistics.statistics_table`, of all cohorts.
+    reference
+        The method that the others are tested against.
+
+    Returns
+    -------
+    DataFrame
+        The same numbers; ``attrs["daggers"]`` is column -> positions of the rows that :func:`write_table` marks.
+
+    Raises
+    ------
+    InputError
+        A column is missing.
+    """
+    needed = {"cohort", "method", "score", "subjects_both", "p", "p_holm", "smallest_p", "smallest_p_holm"}
+    require_columns(statistics, needed, "the table of statistics")
+    different = statistics[statistics["p_holm"] < LEVEL]
+    rows = list(zip(comparison["cohort"], comparison["method"], strict=True))
+    marked = comparison.copy()
+    marked.attrs["daggers"] = {
+        str(score): [rows.index(row) for row in zip(part["cohort"], part["method"], strict=True)]
+        for score, part in different.groupby("score", sort=False)
+    }
+    paragraphs = [str(comparison.attrs.get("note", "")), significance_note(statistics, reference)]
+    marked.attrs["note"] = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    return marked
 
 
 def structure_table(structures: pd.DataFrame) -> pd.DataFrame:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import pandas as pd
 from tabulate import tabulate
 
+from dmir.report.columns import score_name
 from dmir.report.layout import Mark, Sheet, lay_out
 from dmir.volumes import atomic_path
 
@@ -53,6 +55,7 @@ TEX = {
     "–": "--",
     "…": r"\ldots{}",
     "✓": r"$\checkmark$",
+    "†": r"\textsuperscript{\dag}",
 }
 
 
@@ -138,6 +141,27 @@ def _stacked(header: str, numeric: bool) -> str:
     return rf"\shortstack[{'r' if numeric else 'l'}]{{{lines}}}" if ", " in header else tex_escape(header)
 
 
+def _sheet(table: pd.DataFrame, across: bool) -> Sheet:
+    """Lay a table out: scores that name rows by their names, a rule between them, and a † where the table has one."""
+    shown = table.drop(columns=table.attrs.get("only_in_csv", []))
+    breaks: set[int] = set()
+    if "score" in shown:
+        scores = [str(score) for score in shown["score"]]
+        breaks = {i for i in range(1, len(scores)) if scores[i] != scores[i - 1]}
+        names = [score_name(score, str(labels)) for score, labels in zip(scores, shown["labels"], strict=True)]
+        shown = shown.assign(score=names)
+    sheet = lay_out(shown, across=across)
+    cells = [list(line) for line in sheet.cells]
+    marked = {column: rows for column, rows in table.attrs.get("daggers", {}).items() if rows}
+    for column, rows in marked.items():
+        # laid out alone, the column has the header that it has in the table
+        alone = lay_out(shown.filter(items=[column, f"{column}_sd", "labels"]), across=across)
+        place = sheet.headers.index(alone.headers[0])
+        for i in rows:
+            cells[i][place] += " †"
+    return replace(sheet, cells=cells, breaks=sheet.breaks | breaks)
+
+
 def write_table(
     table: pd.DataFrame, path: str | Path, caption: str = "", note: str = "", *, across: bool | None = None
 ) -> list[Path]:
@@ -147,7 +171,8 @@ def write_table(
     ----------
     table
         What :func:`comparison_table` and its like return; notes that travel with it (``table.attrs["note"]``) are
-        written below it, before ``note``.
+        written below it, before ``note``; so do the cells that are marked with a † (``table.attrs["daggers"]``,
+        column -> positions of rows) and the columns that only the .csv has (``table.attrs["only_in_csv"]``).
     path
         Without a suffix.
     caption, note
@@ -163,7 +188,7 @@ def write_table(
     path = Path(path)
     across = bool(table.attrs.get("across", False)) if across is None else across
     note = "\n\n".join(part for part in (str(table.attrs.get("note", "")), note) if part)
-    sheet = lay_out(table, across=across)
+    sheet = _sheet(table, across)
     texts = {
         ".csv": table.to_csv(index=False, lineterminator="\n"),
         ".md": to_markdown(sheet, caption, note),

@@ -1,0 +1,22 @@
+"""Draw the mean ranks of the methods with the critical difference."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import pandas as pd
+
+    from dmir.report.critical_difference import critical_difference_figure
+    from dmir.report.style import save_figure
+
+    cohort = snakemake.wildcards.cohort
+    structures, pairs = pd.read_parquet(snakemake.input.structures), pd.read_parquet(snakemake.input.pairs)
+    figure = critical_difference_figure(
+        structures[structures["cohort"] == cohort],
+        pairs[pairs["cohort"] == cohort],
+        pd.read_csv(snakemake.input.scans, dtype=str, keep_default_na=False),
+        snakemake.params.methods,
+        labels=snakemake.params.labels,
+    )
+    save_figure(figure, Path(snakemake.output.png).with_suffix(""))
