@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from dmir.errors import InputError
 from dmir.fields import integrate, pair_field, save_field
 from dmir.metrics import (
     dice,
@@ -312,7 +313,8 @@ def test_endpoint_error_is_in_millimetres_whatever_the_axes():
     assert endpoint_error(displacement, truth, affine, mask).shape == (4,)
 
 
-STRUCTURE_COLUMNS = ["structure", "name", "labels", "dice", "hd95", "volume_ratio"]
+TOPOLOGY_COLUMNS = ["components_change", "tunnels_change", "cavities_change"]
+STRUCTURE_COLUMNS = ["structure", "name", "labels", "dice", "hd95", "volume_ratio", *TOPOLOGY_COLUMNS]
 PAIR_COLUMNS = {
     "nonpositive_jacobian_forward",
     "nonpositive_jacobian_central",
@@ -325,6 +327,12 @@ PAIR_COLUMNS = {
     "endpoint_error",
     "endpoint_error_p95",
     "labels_missing",
+    *(f"labels_vanished_{labels}" for labels in ("nearest", "linear")),
+    *(
+        f"topology_{name}_{labels}"
+        for name in ("change", "change_structures", "floor", "floor_structures")
+        for labels in ("nearest", "linear")
+    ),
 }
 
 
@@ -401,6 +409,53 @@ def test_a_moving_label_map_on_its_own_grid_scores_as_on_the_fixed_one():
     np.testing.assert_allclose(there[1]["tc_linear"], here[1]["tc_linear"], atol=5e-3)
 
 
+def test_a_structure_that_vanishes_when_warped_has_no_overlap_and_is_counted():
+    fixed = np.zeros((16, 16, 16), np.int32)
+    fixed[2:8, 2:8, 2:8], fixed[12, 12, 12] = 1, 2
+    displacement = np.zeros((3, 16, 16, 16), np.float32)
+    displacement[1, 12, 12, 12] = 2  # the single voxel of 2 is looked for beside it
+    structures = structure_set([1, 2, 3])
+    table, pair = score_pair(displacement, np.eye(4), fixed, fixed, structures, interpolations=("nearest",))
+    rows = table.set_index("structure")
+    assert rows.loc[1, "dice"] == 1
+    assert rows.loc[2, "dice"] == 0  # both scans have it: what a method loses is no missing value
+    assert np.isnan(rows.loc[2, "hd95"])
+    assert rows.loc[2, TOPOLOGY_COLUMNS].tolist() == [-1, 0, 0]
+    assert rows.loc[3, ["dice", "hd95", "volume_ratio", *TOPOLOGY_COLUMNS]].isna().all()
+    assert pair["labels_vanished_nearest"] == 1
+    assert pair["labels_missing"] == 1
+    assert pair["topology_change_nearest"] == pair["topology_change_structures_nearest"] == 1
+
+
+def test_what_cannot_be_scored_is_refused_by_name(tmp_path):
+    labels, zero = blobs(1), np.zeros((3, *SHAPE), np.float32)
+    nothing = np.zeros_like(labels)
+    structures = structure_set([1, 2])
+    with pytest.raises(InputError, match="moving_labels: found no labelled voxel; expected at least one structure"):
+        score_pair(zero, np.eye(4), nothing, labels, structures)
+    with pytest.raises(InputError, match="fixed_labels: found no labelled voxel"):
+        score_pair(zero, np.eye(4), labels, nothing, structures)
+    with pytest.raises(InputError, match="mask: found no voxel; expected the voxels where the field is judged"):
+        score_pair(zero, np.eye(4), labels, labels, structures, mask=np.zeros(SHAPE, bool))
+    with pytest.raises(InputError, match=r"mask: found shape \(2, 2, 2\); expected \(30, 26, 28\)"):
+        score_pair(zero, np.eye(4), labels, labels, structures, mask=np.ones((2, 2, 2), bool))
+    with pytest.raises(InputError, match="fixed_labels: found shape"):
+        score_pair(zero, np.eye(4), labels, labels[1:], structures)
+    save_field(tmp_path / "u.nii", zero, np.eye(4))
+    write_volume(tmp_path / "empty.nii.gz", Volume(nothing, np.eye(4)))
+    write_volume(tmp_path / "full.nii.gz", Volume(labels, np.eye(4)))
+    with pytest.raises(InputError, match=r"empty\.nii\.gz: found no labelled voxel"):
+        score_files(tmp_path / "u.nii", tmp_path / "full.nii.gz", tmp_path / "empty.nii.gz", structures)
+
+
+def test_topology_can_be_left_out():
+    labels = blobs(1)
+    zero = np.zeros((3, *SHAPE), np.float32)
+    table, pair = score_pair(zero, np.eye(4), labels, labels, structure_set([1, 2]), topology=False)
+    assert list(table.columns) == [name for name in STRUCTURE_COLUMNS if name not in TOPOLOGY_COLUMNS]
+    assert set(pair) == {name for name in PAIR_COLUMNS if "topology" not in name}
+
+
 def test_a_mask_says_where_the_field_is_judged():
     labels = blobs(1)
     displacement = np.zeros((3, *SHAPE), np.float32)
@@ -448,6 +503,7 @@ def test_fields_in_files_score_as_in_memory(ending, tmp_path):
     assert pairs["reason"][1] == "killed by SIGSEGV"
     assert pairs.loc[1, sorted(PAIR_COLUMNS)].isna().all()
     assert set(tables["moving"]) == {"m"}
+    assert list(tables.columns)[5:] == STRUCTURE_COLUMNS
     np.testing.assert_array_equal(tables["dice"], other_table["dice"])
 
 

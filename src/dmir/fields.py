@@ -10,6 +10,7 @@ the identity.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dmir.volumes import atomic_path, save_nifti
 
 CORNERS = tuple(product((0, 1), repeat=3))  # of a cell of eight voxels
 LPS = np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)  # RAS <-> LPS, its own inverse
+VOTED = 2**17  # voxels of a label map resampled at a time on a CPU: what its cache holds
 SLICES = 16  # of a field converted at a time: as many numbers as a line of the cache holds
 
 
@@ -42,8 +44,12 @@ def _sampling_grid(displacement: torch.Tensor, shape: torch.Size) -> torch.Tenso
         view = [1, 1, 1, 1]
         view[axis + 1] = n = displacement.shape[axis + 2]
         coordinate = torch.arange(n, device=displacement.device, dtype=displacement.dtype).view(view)
-        components.append((coordinate + displacement[:, axis]) * (2.0 / max(shape[axis] - 1, 1)) - 1.0)
+        components.append(_normalised(coordinate + displacement[:, axis], shape[axis]))
     return torch.stack(components, dim=-1)
+
+
+def _normalised(coordinate: torch.Tensor, size: int) -> torch.Tensor:
+    return coordinate * (2.0 / max(size - 1, 1)) - 1.0
 
 
 def warp(image: torch.Tensor, displacement: torch.Tensor, mode: str = "linear", padding: str = "zeros") -> torch.Tensor:
@@ -103,35 +109,76 @@ def warp_labels(labels: torch.Tensor, displacement: torch.Tensor, interpolation:
         return warp(labels.to(torch.float32), displacement, mode="nearest").round().to(labels.dtype)
     if interpolation != "linear":
         raise ValueError(f"interpolation is 'nearest' or 'linear', not {interpolation!r}")
-    return torch.stack([_warp_labels_linear(a[0], u) for a, u in zip(labels, displacement, strict=True)])[:, None]
+    warped = [_warp_labels(a[0], u, ["linear"])[0] for a, u in zip(labels, displacement, strict=True)]
+    return torch.stack(warped)[:, None]
 
 
-def _warp_labels_linear(labels: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Return one label map (D, H, W) resampled; only points whose eight neighbours differ need a vote."""
+def warp_labels_each(
+    labels: torch.Tensor, displacement: torch.Tensor, interpolations: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return :func:`warp_labels` by each interpolation; where both are wanted, points are found once for both."""
+    if set(interpolations) == {"nearest", "linear"}:
+        maps = [_warp_labels(a[0], u, interpolations) for a, u in zip(labels, displacement, strict=True)]
+        return {name: torch.stack([each[k] for each in maps])[:, None] for k, name in enumerate(interpolations)}
+    return {name: warp_labels(labels, displacement, name) for name in interpolations}
+
+
+def _warp_labels(labels: torch.Tensor, displacement: torch.Tensor, interpolations: Sequence[str]) -> list[torch.Tensor]:
+    """Return one label map (D, H, W) resampled by each; only points whose eight neighbours differ need a vote."""
     padded = F.pad(labels, (1,) * 6)  # a layer of what lies outside
-    cells = [n - 1 for n in padded.shape]
-    views = [padded[tuple(slice(s, s + n) for s, n in zip(c, cells, strict=True))] for c in CORNERS]
-    uniform = torch.stack([view == views[0] for view in views[1:]]).all(dim=0)
-    depth, height, width = displacement.shape[1:]
-    position = displacement.to(torch.float32) + identity_grid((depth, height, width), displacement.device)[0]
-    position = position.reshape(3, -1)
-    lower = position.floor()
+    mixed, flat = _mixed_cells(padded).reshape(-1), padded.reshape(-1)
+    counted = torch.int32 if len(flat) < 2**31 else torch.int64
     strides = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
-    cell = torch.zeros_like(position[0], dtype=torch.int64)
-    start = torch.zeros_like(cell)
-    outside = torch.zeros_like(cell, dtype=torch.bool)
-    for axis in range(3):
-        outside |= (lower[axis] < -1) | (lower[axis] > labels.shape[axis] - 1)
-        coordinate = (lower[axis].to(torch.int64) + 1).clamp(0, cells[axis] - 1)
-        cell = cell * cells[axis] + coordinate
-        start = start + coordinate * strides[axis]
-    flat = padded.reshape(-1)
-    result = flat[start].masked_fill(outside, 0)
-    mixed = (~uniform.reshape(-1)[cell] & ~outside).nonzero()[:, 0]
     offsets = [sum(c * s for c, s in zip(corner, strides, strict=True)) for corner in CORNERS]
-    neighbours = [flat[start[mixed] + offset] for offset in offsets]
-    result[mixed] = _heaviest(neighbours, position[:, mixed] - lower[:, mixed])
-    return result.reshape(depth, height, width)
+    depth, height, width = displacement.shape[1:]
+    axes = [torch.arange(n, device=labels.device, dtype=torch.float32) for n in (depth, height, width)]
+    planes = max(1, VOTED // (height * width)) if labels.device.type == "cpu" else depth
+    image = labels.to(torch.float32) if "nearest" in interpolations else labels
+    results = [labels.new_empty(depth, height, width) for _ in interpolations]
+    for start in range(0, depth, planes):
+        part = slice(start, start + planes)
+        grid = (axes[0][part, None, None], axes[1][None, :, None], axes[2][None, None])
+        position = [u[part].to(torch.float32) + x for u, x in zip(displacement, grid, strict=True)]
+        lower = [x.floor() for x in position]
+        inside = torch.ones_like(lower[0], dtype=torch.bool)
+        index = torch.full_like(inside, sum(strides), dtype=counted)  # of voxel 0 beneath its layer
+        for low, size, stride in zip(lower, labels.shape, strides, strict=True):
+            inside &= (low >= -1) & (low <= size - 1)
+            index += low.to(counted) * stride
+        index.masked_fill_(~inside, len(flat) - 1)  # a corner of the layer: 0, and the start of no cell
+        index = index.reshape(-1)
+        values = flat.index_select(0, index)
+        voters = mixed.index_select(0, index).nonzero()[:, 0]
+        first = index[voters]
+        places = torch.stack([x.reshape(-1)[voters] for x in position])
+        for interpolation, result in zip(interpolations, results, strict=True):
+            if interpolation == "linear":
+                neighbours = [flat[first + offset] for offset in offsets]
+                winners = _heaviest(neighbours, places - places.floor())
+            else:
+                winners = _nearest(image, places).to(labels.dtype)
+            result[part] = values.index_put((voters,), winners).view(-1, height, width)
+    return results
+
+
+def _nearest(image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the values (n,) of the voxels of an image (D, H, W) nearest to places (3, n), as :func:`warp` does."""
+    grid = torch.stack([_normalised(places[axis], image.shape[axis]) for axis in (2, 1, 0)], dim=-1)
+    sampled = F.grid_sample(image[None, None], grid[None, None, None], mode="nearest", align_corners=True)
+    return sampled.reshape(-1).round()
+
+
+def _mixed_cells(labels: torch.Tensor) -> torch.Tensor:
+    """Return which voxels are the first of a cell of eight that holds more than one label, bool (D, H, W)."""
+    first = tuple(slice(None, -1) for _ in range(3))
+    mixed = torch.zeros_like(labels, dtype=torch.bool)
+    cells = mixed[first]
+    along = (
+        labels[:, :, 1:] != labels[:, :, :-1]
+    )  # pairs; then squares, in which two pairs or their first voxels differ
+    across = along[:, 1:] | along[:, :-1] | (labels[:, 1:, :-1] != labels[:, :-1, :-1])
+    cells |= across[1:] | across[:-1] | (labels[1:, :-1, :-1] != labels[first])
+    return mixed
 
 
 def _heaviest(neighbours: list[torch.Tensor], fraction: torch.Tensor) -> torch.Tensor:
@@ -141,9 +188,10 @@ def _heaviest(neighbours: list[torch.Tensor], fraction: torch.Tensor) -> torch.T
         parts = [fraction[axis] if step else 1 - fraction[axis] for axis, step in enumerate(corner)]
         weights.append(parts[0] * parts[1] * parts[2])
     best, heaviest = neighbours[0], torch.full_like(weights[0], -1.0)
-    for label in neighbours:
-        total = torch.zeros_like(heaviest)
-        for other, weight in zip(neighbours, weights, strict=True):
+    for number, label in enumerate(neighbours):
+        # a label's first corner gathers the weight of all; from a later one it weighs no more and wins nothing new
+        total = weights[number].clone()
+        for other, weight in zip(neighbours[number + 1 :], weights[number + 1 :], strict=True):
             total += weight * (other == label)
         wins = (total > heaviest) | ((total == heaviest) & (label < best))
         best, heaviest = torch.where(wins, label, best), torch.where(wins, total, heaviest)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from dmir.errors import InputError
 from dmir.fields import load_field, pair_field
-from dmir.metrics.score import score_pair
+from dmir.metrics.score import TOPOLOGY, score_pair
 from dmir.preprocess.truth import truth_of_pair
 from dmir.structures import StructureSet, load_structures
 from dmir.volumes import Grid, Volume, describe_grid, read_labels, same_grid
@@ -27,6 +27,7 @@ def score_files(
     *,
     truth: str | Path | np.ndarray | None = None,
     interpolations: Sequence[str] = ("nearest", "linear"),
+    topology: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Score one displacement field.
 
@@ -39,6 +40,8 @@ def score_files(
         Label maps; the moving one may lie on a grid of its own.
     structures
         A structure set or its name.
+    interpolations, topology
+        As for :func:`dmir.metrics.score_pair`.
 
     Returns
     -------
@@ -48,7 +51,7 @@ def score_files(
     Raises
     ------
     InputError
-        A file is unusable, or the field, the fixed labels and the truth do not lie on one grid.
+        A file is unusable or has no label, or the field, the fixed labels and the truth do not lie on one grid.
     """
     chosen = load_structures(structures) if isinstance(structures, str) else structures
     displacement, affine = load_field(field)
@@ -67,6 +70,7 @@ def score_files(
         moving_affine=moving.affine,
         truth=true_field,
         interpolations=tuple(interpolations),
+        topology=topology,
     )
 
 
@@ -78,6 +82,7 @@ def score_shard(
     truths: Mapping[str, str | Path],
     structures: str,
     interpolations: Sequence[str] = ("nearest", "linear"),
+    topology: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score all pairs of a shard; one that failed keeps its record with no scores.
 
@@ -91,6 +96,8 @@ def score_shard(
         Label map and, for simulated scans, true field by scan.
     structures
         Name of the structure set.
+    interpolations, topology
+        As for :func:`dmir.metrics.score_pair`.
 
     Returns
     -------
@@ -115,11 +122,13 @@ def score_shard(
                 chosen,
                 truth=truth_of_pair(truths, moving, fixed),
                 interpolations=interpolations,
+                topology=topology,
             )
             tables.append(table.assign(**{key: record[key] for key in PAIR_KEYS})[[*PAIR_KEYS, *table.columns]])
         print(f"{moving} -> {fixed}: {record['status']} {record['reason']}", flush=True)
         rows.append({**record, **scores})
     columns = [*PAIR_KEYS, "structure", "name", "labels", "dice", "hd95", "volume_ratio"]
+    columns += TOPOLOGY if topology else ()
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns), pd.DataFrame(rows)
 
 

@@ -6,13 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+CHUNK = 2**16  # voxels counted at a time: their pairs of labels stay in the processor's cache
 
-def _positions(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """Replace each id by its position in ``ids`` plus one; all others become 0."""
+
+def positions(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Replace each id by its position in ``ids`` plus one, in the smallest type that holds it, all others by 0."""
     highest = max(int(labels.max(initial=0)), *ids, 0)
-    lookup = np.zeros(highest + 1, dtype=np.int32)
+    lookup = np.zeros(highest + 1, dtype=np.min_scalar_type(len(ids)))
     lookup[list(ids)] = np.arange(1, len(ids) + 1)
-    return lookup[np.clip(labels, 0, None)]
+    return lookup[labels if labels.min(initial=0) >= 0 else np.clip(labels, 0, None)]
+
+
+def joint_counts(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+    """Return how many voxels are i in ``a`` and j in ``b``, (count + 1, count + 1), of positions up to ``count``."""
+    size = count + 1
+    joint = np.zeros(size * size, dtype=np.int64)
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    for start in range(0, flat_a.size, CHUNK):
+        pairs = flat_a[start : start + CHUNK].astype(np.intp) * size + flat_b[start : start + CHUNK]
+        joint += np.bincount(pairs, minlength=size * size)
+    return joint.reshape(size, size)
 
 
 def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int]) -> dict[int, float]:
@@ -30,13 +43,16 @@ def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int]) -> dict[int, float
     dict
         id -> Dice; NaN for a structure that either map lacks.
     """
-    count = len(labels) + 1
-    joint = np.bincount((_positions(a, labels) * count + _positions(b, labels)).ravel(), minlength=count * count)
-    joint = joint.reshape(count, count)
-    in_a, in_b, in_both = joint.sum(1)[1:], joint.sum(0)[1:], np.diag(joint)[1:]
-    present = (in_a > 0) & (in_b > 0)
-    values = np.where(present, 2 * in_both / np.maximum(in_a + in_b, 1), np.nan)
-    return {int(i): float(v) for i, v in zip(labels, values, strict=True)}
+    joint = joint_counts(positions(a, labels), positions(b, labels), len(labels))
+    values = dice_of_counts(joint)
+    present = (joint.sum(axis=1) > 0) & (joint.sum(axis=0) > 0)
+    return _by_id(labels, np.where(present[1:], values, np.nan))
+
+
+def dice_of_counts(joint: np.ndarray) -> np.ndarray:
+    """Return the Dice coefficients (n,) of a table of joint counts (n + 1, n + 1); NaN where both maps lack it."""
+    both, either = np.diag(joint)[1:], (joint.sum(axis=1) + joint.sum(axis=0))[1:]
+    return np.where(either > 0, 2 * both / np.maximum(either, 1), np.nan)
 
 
 def volume_ratio(
@@ -61,8 +77,21 @@ def volume_ratio(
     dict
         id -> ratio; NaN for a structure that the moving scan lacks.
     """
-    after, before = (
-        np.bincount(_positions(x, labels).ravel(), minlength=len(labels) + 1)[1:] for x in (warped, moving)
-    )
-    values = np.where(before > 0, after * voxel_ratio / np.maximum(before, 1), np.nan)
-    return {int(i): float(v) for i, v in zip(labels, values, strict=True)}
+    after, before = (voxel_counts(positions(x, labels), len(labels)) for x in (warped, moving))
+    return _by_id(labels, volume_ratio_of_counts(after, before, voxel_ratio))
+
+
+def voxel_counts(a: np.ndarray, count: int) -> np.ndarray:
+    """Return how many voxels each position from 1 to ``count`` has, (count,)."""
+    flat = a.reshape(-1)
+    parts = (np.bincount(flat[start : start + CHUNK], minlength=count + 1) for start in range(0, flat.size, CHUNK))
+    return sum(parts, start=np.zeros(count + 1, dtype=np.int64))[1:]
+
+
+def volume_ratio_of_counts(after: np.ndarray, before: np.ndarray, voxel_ratio: float) -> np.ndarray:
+    """Return the volume ratios (n,) of numbers of voxels; NaN where there was nothing before."""
+    return np.where(before > 0, after * voxel_ratio / np.maximum(before, 1), np.nan)
+
+
+def _by_id(ids: Sequence[int], values: np.ndarray) -> dict[int, float]:
+    return {int(i): float(v) for i, v in zip(ids, values, strict=True)}

@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dmir.fields import onto_moving_grid, warp_labels
+from dmir.errors import InputError
+from dmir.fields import onto_moving_grid, warp_labels_each
 from dmir.metrics.endpoint import endpoint_error
-from dmir.metrics.folding import nondiffeomorphic_volume, nonpositive_jacobian, sdlogj
-from dmir.metrics.overlap import dice, volume_ratio
-from dmir.metrics.surface import hd95
+from dmir.metrics.folding import measure_folding
+from dmir.metrics.overlap import dice_of_counts, joint_counts, positions, volume_ratio_of_counts, voxel_counts
+from dmir.metrics.surface import hd95_of_positions
+from dmir.metrics.topology import betti_of_positions, fold_free_part
 from dmir.structures import StructureSet
 from dmir.volumes import Grid
+
+TOPOLOGY = ("components_change", "tunnels_change", "cavities_change")
 
 
 def score_pair(
@@ -29,6 +33,7 @@ def score_pair(
     mask: np.ndarray | None = None,
     truth: np.ndarray | None = None,
     interpolations: Sequence[str] = ("nearest", "linear"),
+    topology: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Score a field: the one scorer of all methods.
 
@@ -50,54 +55,151 @@ def score_pair(
         True field (3, D, H, W) in voxels.
     interpolations
         How labels are warped: ``"nearest"``, ``"linear"`` (one-hot linear + argmax), or both.
+    topology
+        Whether the changes of topology are told, and their floor.
 
     Returns
     -------
     structures, pair
-        A row a (structure, interpolation): structure, name, labels, dice, hd95 (mm), volume_ratio. And the scores of
-        the pair: folding (%), SDlogJ, TC, endpoint error (mm; NaN without a truth), how many structures are missing.
+        A row a (structure, interpolation): structure, name, labels, dice, hd95 (mm), volume_ratio and the changes of
+        components, tunnels and cavities. And the scores of the pair: folding (%), SDlogJ, TC, changes of topology
+        beside those of a fold-free field, endpoint error (mm; NaN without a truth), how many structures are missing
+        from a scan and how many vanish when they are warped.
+
+    Raises
+    ------
+    InputError
+        There is nothing to score: no label, no voxel in the mask, or arrays that do not belong together.
     """
+    inside = _judged(displacement, moving_labels, fixed_labels, mask)
     own = affine if moving_affine is None else moving_affine
-    sampling = displacement if own is affine else onto_moving_grid(displacement, affine, own)
-    spacing = Grid((1, 1, 1), affine).spacing
+    moving = _Moving(moving_labels, structures.ids, None if own is affine else (affine, own))
+    fixed = positions(fixed_labels, structures.ids)
     voxel_ratio = float(abs(np.linalg.det(affine[:3, :3]) / np.linalg.det(own[:3, :3])))
-    inside = fixed_labels > 0 if mask is None else mask
-    pair: dict[str, Any] = {
-        "nonpositive_jacobian_forward": nonpositive_jacobian(displacement, "forward", inside),
-        "nonpositive_jacobian_central": nonpositive_jacobian(displacement, "central", inside),
-        "nondiffeomorphic_volume": nondiffeomorphic_volume(displacement, inside),
-        "sdlogj": sdlogj(displacement, inside),
-    }
+    pair = _folding_scores(displacement, inside)
+    warped = moving.warped(displacement, interpolations)
+    changes = moving.topology_changes(displacement, warped, interpolations) if topology else {}
     tables = []
     for interpolation in interpolations:
-        warped = warp_labels(
-            torch.from_numpy(np.ascontiguousarray(moving_labels))[None, None],
-            torch.from_numpy(np.ascontiguousarray(sampling))[None],
-            interpolation,
-        )[0, 0].numpy()
-        ratios = volume_ratio(warped, moving_labels, structures.ids, voxel_ratio)
-        overlaps = dice(warped, fixed_labels, structures.ids)
-        distances = hd95(warped, fixed_labels, structures.ids, spacing.tolist())
-        pair[f"tc_{interpolation}"] = _mean(ratios.values())
-        pair[f"tc_deviation_{interpolation}"] = _mean(abs(r - 1) for r in ratios.values())
-        columns = {"dice": overlaps, "hd95": distances, "volume_ratio": ratios}
-        tables.append(_rows(structures, interpolation, columns))
-    table = pd.concat(tables, ignore_index=True)
+        columns = _overlap_columns(warped[interpolation], fixed, moving.voxels, voxel_ratio, Grid((1, 1, 1), affine))
+        vanished = (columns["volume_ratio"] == 0) & ~np.isnan(columns["dice"])
+        pair[f"tc_{interpolation}"] = _mean(columns["volume_ratio"])
+        pair[f"tc_deviation_{interpolation}"] = _mean(np.abs(columns["volume_ratio"] - 1))
+        pair[f"labels_vanished_{interpolation}"] = int(vanished.sum())
+        if topology:
+            of_field, of_floor = changes[interpolation]
+            columns |= dict(zip(TOPOLOGY, of_field.T, strict=True))
+            pair |= _topology_scores(interpolation, of_field, of_floor)
+        names = [structures.names[i] for i in structures.ids]
+        rows = {"structure": structures.ids, "name": names, "labels": interpolation}
+        tables.append(pd.DataFrame({**rows, **columns}))
     error = endpoint_error(displacement, truth, affine, inside) if truth is not None else np.array([np.nan])
     pair["endpoint_error"] = float(error.mean())
     pair["endpoint_error_p95"] = float(np.percentile(error, 95))
     pair["labels_missing"] = int(tables[0]["dice"].isna().sum())
-    return table, pair
+    return pd.concat(tables, ignore_index=True), pair
 
 
-def _rows(structures: StructureSet, interpolation: str, columns: dict[str, dict[int, float]]) -> pd.DataFrame:
-    ids = structures.ids
-    names = [structures.names[i] for i in ids]
-    scores = {name: [values[i] for i in ids] for name, values in columns.items()}
-    return pd.DataFrame({"structure": ids, "name": names, "labels": interpolation, **scores})
+def _judged(
+    displacement: np.ndarray, moving_labels: np.ndarray, fixed_labels: np.ndarray, mask: np.ndarray | None
+) -> np.ndarray:
+    """Return the voxels where the field is judged, once the arrays are known to belong together."""
+    grid = displacement.shape[1:]
+    for name, array in (("fixed_labels", fixed_labels), ("mask", mask)):
+        if array is not None and array.shape != grid:
+            raise InputError(name, found=f"shape {array.shape}", expected=f"{grid}, the grid of the displacement")
+    for name, array in (("moving_labels", moving_labels), ("fixed_labels", fixed_labels)):
+        if not array.any():
+            raise InputError(name, found="no labelled voxel", expected="at least one structure")
+    inside = fixed_labels > 0 if mask is None else np.asarray(mask, dtype=bool)
+    if not inside.any():
+        raise InputError("mask", found="no voxel", expected="the voxels where the field is judged")
+    return inside
 
 
-def _mean(values: Any) -> float:
+class _Moving:
+    """The moving label map, as it is and as fields take it onto the fixed grid."""
+
+    def __init__(
+        self, labels: np.ndarray, ids: Sequence[int], grids: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
+        self.ids, self.grids = ids, grids
+        self.labels = _smallest(labels)
+        self.positions = positions(self.labels, ids)
+        self.voxels = voxel_counts(self.positions, len(ids))
+
+    def warped(self, displacement: np.ndarray, interpolations: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the positions (D, H, W) of the warped structures, by interpolation.
+
+        Labels outside the set are warped too: they compete for a voxel like any other.
+        """
+        sampling = displacement if self.grids is None else onto_moving_grid(displacement, *self.grids)
+        labels = torch.from_numpy(np.ascontiguousarray(self.labels))[None, None]
+        maps = warp_labels_each(labels, torch.from_numpy(np.ascontiguousarray(sampling))[None], interpolations)
+        return {name: positions(warped[0, 0].numpy(), self.ids) for name, warped in maps.items()}
+
+    def topology_changes(
+        self, displacement: np.ndarray, warped: dict[str, np.ndarray], interpolations: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return the changes of (b0, b1, b2), (n, 3) each, by a field and by its fold-free part, by interpolation."""
+        count = len(self.ids)
+        before = betti_of_positions(self.positions, count)
+        floor = self.warped(fold_free_part(displacement), interpolations)
+        known = np.where(self.voxels > 0, 1.0, np.nan)[:, None]  # of what was not there nothing changes
+        return {
+            name: (
+                (betti_of_positions(warped[name], count) - before) * known,
+                (betti_of_positions(floor[name], count) - before) * known,
+            )
+            for name in interpolations
+        }
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    """Return a label map in the smallest type that holds it: what is smaller is read faster."""
+    highest, lowest = int(labels.max()), int(labels.min())
+    kind = np.uint8 if lowest >= 0 and highest <= 255 else np.int16 if abs(lowest) <= 32767 >= highest else np.int32
+    return labels.astype(kind, copy=False)
+
+
+def _folding_scores(displacement: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
+    found = measure_folding(displacement, inside)
+    return {
+        "nonpositive_jacobian_forward": found.nonpositive_forward,
+        "nonpositive_jacobian_central": found.nonpositive_central,
+        "nondiffeomorphic_volume": found.nondiffeomorphic_volume,
+        "sdlogj": found.sdlogj,
+    }
+
+
+def _overlap_columns(
+    warped: np.ndarray, fixed: np.ndarray, before: np.ndarray, voxel_ratio: float, grid: Grid
+) -> dict[str, np.ndarray]:
+    """Return Dice, HD95 and volume ratio (n,) of all structures.
+
+    A structure that either scan lacks has no Dice: the scans', not the warped one's, for a method that makes a
+    structure vanish has a Dice of 0 to show for it.
+    """
+    joint = joint_counts(warped, fixed, len(before))
+    in_both_scans = (before > 0) & (joint.sum(axis=0)[1:] > 0)
+    return {
+        "dice": np.where(in_both_scans, dice_of_counts(joint), np.nan),
+        "hd95": hd95_of_positions(warped, fixed, len(before), grid.spacing.tolist()),
+        "volume_ratio": volume_ratio_of_counts(joint.sum(axis=1)[1:], before, voxel_ratio),
+    }
+
+
+def _topology_scores(interpolation: str, of_field: np.ndarray, of_floor: np.ndarray) -> dict[str, int]:
+    """Return the sums of absolute changes and the numbers of structures changed, of a field and of its floor."""
+    scores = {}
+    for name, changes in (("change", of_field), ("floor", of_floor)):
+        sizes = np.nansum(np.abs(changes), axis=1)
+        scores[f"topology_{name}_{interpolation}"] = int(sizes.sum())
+        scores[f"topology_{name}_structures_{interpolation}"] = int((sizes > 0).sum())
+    return scores
+
+
+def _mean(values: np.ndarray) -> float:
     """Return the mean of what is not NaN; NaN of nothing."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
