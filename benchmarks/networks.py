@@ -2,6 +2,7 @@
 
     python benchmarks/networks.py --networks caml,voxelmorph --grids 80x96x80 --dtypes float32,bf16
     python benchmarks/networks.py --config config/config.yaml --step
+    python benchmarks/networks.py --grids 160x192x224 --dtypes float32,bf16 --count-only
     python benchmarks/networks.py --networks caml --grids 160x192x224 --set caml.checkpointing=true --out table.csv
 
 What the columns say
@@ -16,12 +17,16 @@ step_s
 ..._mb
     Peak memory in 10^6 bytes. On a GPU what torch's allocator gave out; on the CPU the largest resident set over that
     of the idle process. Weights and images are included; on the CPU, in the mode ``compiled``, the compiler is too.
-gflop
-    10^9 floating-point operations of the forward pass, a multiplication and an addition being two (twice the MACs that
-    some papers print as "FLOPs"). Matrix products, convolutions and attention are counted, as they are really done:
-    products that a network skips by algebra are not there, products with masked keys are. Counted on tensors without
-    contents where a network can work on them, else in one more forward call. Not counted: norms, softmax,
-    activations, pooling, resampling and warps, which move memory rather than compute.
+gflop, moved_gb, counted_mb; step_gflop, step_moved_gb, step_counted_mb
+    What a forward pass and, with ``--step``, a training step cost, counted on tensors without contents
+    (``dmir.training.cost`` says what is in it): 10^9 operations of matrix products, convolutions and attention, 10^9
+    bytes read and written if no operation is fused into another, and 10^6 bytes alive at a time.
+roofline_s, roofline_share; step_roofline_s, step_roofline_share
+    The least seconds that the device's peaks allow for these operations and bytes, and how much of that speed was
+    reached: 1 would be all of it, above 1 less memory is moved than counted. ``bound`` and ``step_bound`` say whether
+    arithmetic or memory sets them. The peaks, ``peak_tflops`` in the row's precision and ``peak_gb_per_s``, are
+    measured once, before the first row. Of one thread on a CPU it is the share of its CPU seconds. With ``compiled``
+    operations are fused, and the share is no longer one.
 first_call_s
     The first forward call; compilation is in it.
 """
@@ -52,13 +57,13 @@ from measuring import (
     tell,
 )
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dmir.config import Network, read_config
 from dmir.errors import InputError, suggestion
 from dmir.fields import warp
 from dmir.networks import build, hyperparameter_names, network_names
+from dmir.planning.device_speed import DeviceSpeed, measure_speed, roofline
+from dmir.training.cost import Cost, count_inference, count_step
 from dmir.training.devices import choose_device, device_name, set_threads
 from dmir.training.objective import PRECISIONS, Objective, arithmetic, displacement_of
 
@@ -66,10 +71,12 @@ MODES = ("plain", "compiled")
 LAYOUTS = ("default", "channels_last_3d")
 GRID = "80x96x80"
 COLUMNS = (
-    *("network", "parameters", "grid", "dtype", "mode", "layout", "gflop"),
-    *("forward_s", "forward_cpu_s", "forward_mb"),
+    *("network", "parameters", "grid", "dtype", "mode", "layout", "gflop", "moved_gb", "counted_mb"),
+    *("step_gflop", "step_moved_gb", "step_counted_mb"),
+    *("forward_s", "forward_cpu_s", "forward_mb", "roofline_s", "roofline_share", "bound"),
     *("forward_backward_s", "forward_backward_cpu_s", "forward_backward_mb"),
-    *("step_s", "step_cpu_s", "step_mb", "first_call_s", "device", "threads", "failed"),
+    *("step_s", "step_cpu_s", "step_mb", "step_roofline_s", "step_roofline_share", "step_bound"),
+    *("first_call_s", "peak_tflops", "peak_gb_per_s", "device", "threads", "failed"),
 )
 
 
@@ -77,35 +84,48 @@ COLUMNS = (
 
 
 def count(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters and the GFLOP of a forward pass, without computing anything.
+    """Return what a forward pass costs, and where an objective is given a training step, without computing anything.
 
-    Empty where the network's layers depend on what is in its tensors: then it must be counted while it computes.
+    Empty where a network cannot be built: the mistake shows when it is measured.
     """
-    shape = tuple(row["shape"])
+    shape, hyperparameters = parse_shape(row["grid"]), row["hyperparameters"]
+    kind = "cuda" if torch.cuda.is_available() and row["device"] != "cpu" else "cpu"
     try:
-        with FakeTensorMode():  # tensors that have a shape and a device, but no memory
-            network = build(row["algorithm"], shape, **row["hyperparameters"]).eval()
-            gflop = gflop_of(network, torch.empty(1, 1, *shape), torch.empty(1, 1, *shape))
-    except Exception:  # a mistake in the network or its hyperparameters shows when it is measured
+        forward = count_inference(row["algorithm"], hyperparameters, shape, row["dtype"], device_type=kind)
+        found = {"parameters": forward.parameters, **_counted("", forward)}
+        if row["objective"] is not None:
+            training = {**row["objective"], "precision": row["dtype"]}
+            found |= _counted("step_", count_step(row["algorithm"], hyperparameters, shape, training, device_type=kind))
+    except InputError:
         return {}
-    return {"parameters": parameters_of(network), "gflop": gflop}
+    return found
+
+
+def _counted(prefix: str, cost: Cost) -> dict[str, float]:
+    figures = {"gflop": cost.gflop, "moved_gb": cost.moved_gb, "counted_mb": cost.peak_mb}
+    return {prefix + name: value for name, value in figures.items()}
+
+
+def against_roofline(row: dict[str, Any], speed: DeviceSpeed) -> dict[str, Any]:
+    """Return the least seconds of what was counted, and the share of that speed that was reached."""
+    precision = row["dtype"]
+    found: dict[str, Any] = {"peak_tflops": speed.teraflops[precision], "peak_gb_per_s": speed.bandwidth}
+    for prefix, measured in (("", "forward"), ("step_", "step")):
+        if f"{prefix}gflop" not in row:
+            continue
+        cost = Cost(row[f"{prefix}gflop"], row[f"{prefix}moved_gb"], 0.0, 0, 0)
+        least = roofline(cost, speed, precision)
+        found |= {f"{prefix}roofline_s": least.seconds, f"{prefix}bound": least.bound}
+        alone = row.get(f"{measured}_cpu_s") if row.get("threads") == 1 else None
+        seconds = alone or row.get(f"{measured}_s")  # of one thread, what a busy machine changes less
+        if seconds:
+            found[f"{prefix}roofline_share"] = least.seconds / seconds
+    return found
 
 
 def parameters_of(network: nn.Module) -> int:
     """Return the number of weights."""
     return sum(p.numel() for p in network.parameters())
-
-
-def gflop_of(network: nn.Module, *inputs: torch.Tensor) -> float:
-    """Return the GFLOP of calling a module: matrix products, convolutions, attention."""
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch's list has its sisters on GPUs only
-    with FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flop}) as counter, torch.no_grad():
-        network(*inputs)
-    return counter.get_total_flops() / 1e9
-
-
-def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)  # given the shapes (B, heads, tokens, d)
 
 
 # --- what is measured ---
@@ -142,8 +162,6 @@ def measure_row(row: dict[str, Any]) -> dict[str, Any]:
         if row["objective"] is not None:
             step = training_step(network, displacement, moving, fixed, Objective(**row["objective"]))
             found |= _prefixed("step", measure(step, row["repeats"], device, idle))
-    if row["count"]:  # last: it is not part of the peak
-        found["gflop"] = gflop_of(network.eval(), moving, fixed)
     return found
 
 
@@ -181,28 +199,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(measure_row(json.loads(options.row))))
         return
     check_common(options)
-    records = []
-    counts: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows(options):
-        name = f"{row['network']} {row['grid']}"
-        key = row["network"], row["grid"]
-        if not counts.get(key):
+    records, asked = [], rows(options)
+    speed, place = None, options.device
+    if not options.count_only:
+        speed, place = device_speed(options.device, options.threads)
+    counts: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in asked:
+        name = f"{row['network']} {row['grid']} {row['dtype']}"
+        key = row["network"], row["grid"], row["dtype"]
+        if key not in counts:
             counts[key] = count(row)
-        found = measure_apart(__file__, {**row, "count": not counts[key]}, options.threads, options.timeout)
+        if speed is None:
+            tell(f"{name}: counted")
+            records.append({**row, "device": None, **counts[key]})
+            continue
+        found = measure_apart(__file__, {**row, "device": place}, options.threads, options.timeout)
         if "failed" in found:
             told = f"failed: {found['failed']}"
         else:
             told = f"forward {found['forward_s']:.3g} s, forward + backward {found['forward_backward_s']:.3g} s"
-            counts[key] = counts[key] or {column: found[column] for column in ("parameters", "gflop")}
-        tell(f"{name} {row['dtype']} {row['mode']} {row['layout']}: {told}")
-        records.append({**row, "device": None, **counts[key], **found})
-    print_table(pd.DataFrame(records).reindex(columns=list(COLUMNS)), options.out)
+        tell(f"{name} {row['mode']} {row['layout']}: {told}")
+        complete = {**row, "device": None, **counts[key], **found}
+        records.append({**complete, **against_roofline(complete, speed)})
+    table = pd.DataFrame(records).reindex(columns=list(COLUMNS))
+    if speed is None:
+        table = table.drop(columns=["mode", "layout", "threads"]).drop_duplicates()
+    print_table(table, options.out)
+
+
+def device_speed(device: str, threads: int) -> tuple[DeviceSpeed, str]:
+    """Measure the peaks of the device; return them, and the device as each row's process is told it.
+
+    A GPU's lease stays with this process: the others are sent to that very card.
+    """
+    set_threads(threads)
+    place = choose_device(device)
+    speed = measure_speed(place)
+    tell(f"{speed.device}: {speed.teraflops} TFLOP/s, {speed.bandwidth:.3g} GB/s")
+    return speed, str(place)
 
 
 def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """List what is to be measured: each network at each grid, precision, mode and layout."""
     networks, grids = _networks(options)
-    precisions = _chosen("--dtypes", options.dtypes, PRECISIONS)
+    default = "float32,bf16" if options.count_only else "float32"
+    precisions = _chosen("--dtypes", options.dtypes or default, PRECISIONS)
     modes = _chosen("--modes", options.modes, MODES)
     layouts = _chosen("--layout", options.layout, LAYOUTS)
     common = {"device": options.device, "threads": options.threads, "repeats": options.repeats}
@@ -234,7 +275,7 @@ def _networks(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             }
     for assignment in options.set:
         _assign(assignment, networks)
-    if not options.step:
+    if not (options.step or options.count_only):
         networks = {name: {**network, "objective": None} for name, network in networks.items()}
     return [{"network": name, **network} for name, network in networks.items()], (options.grids or grid).split(",")
 
@@ -267,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--networks", help="names, separated by commas (default: all, or those of the configuration)")
     parser.add_argument("--grids", help=f"for instance 80x96x80,160x192x224 (default {GRID}, or the configuration's)")
-    parser.add_argument("--dtypes", default="float32", help=f"of {', '.join(PRECISIONS)} (default float32)")
+    parser.add_argument("--dtypes", help=f"of {', '.join(PRECISIONS)} (default float32)")
     parser.add_argument("--modes", default="plain", help=f"of {', '.join(MODES)} (default plain)")
     parser.add_argument(
         "--layout", default="default", help=f"of {', '.join(LAYOUTS)} (all weights); default: as the network does it"
@@ -275,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", action="extend", default=[], help="network.hyperparameter=value (YAML)")
     parser.add_argument("--config", type=Path, help="take networks, hyperparameters, grid and objective from here")
     parser.add_argument("--step", action="store_true", help="measure a whole training step too")
+    parser.add_argument("--count-only", action="store_true", help="count forward pass and step, and measure nothing")
     add_common_arguments(parser)
     return parser
 

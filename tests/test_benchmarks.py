@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmir import fields, losses
 from dmir.errors import InputError
 from dmir.networks import build
 from dmir.networks.attention import WindowMultiheadCrossAttention
+from dmir.training.cost import count_inference
 from dmir.volumes import Volume, write_volume
 
 ROOT = Path(__file__).parents[1]
@@ -52,58 +51,29 @@ def smooth_field(shape, scale=1.0):
 
 # --- what is counted ---
 
-
-def test_a_convolution_is_counted_as_by_hand():
-    convolution = nn.Conv3d(4, 8, 3, padding=1)
-    gflop = networks.gflop_of(convolution, torch.zeros(1, 4, 10, 12, 14))
-    assert gflop == pytest.approx(2 * 27 * 4 * 8 * (10 * 12 * 14) / 1e9, rel=1e-12)
+UNMEASURED = {"grid": "16x12x8", "dtype": "float32", "objective": None, "device": "cpu"}
 
 
-@pytest.mark.parametrize("fake", [True, False])
-@pytest.mark.parametrize("masked", [True, False])
-def test_attention_is_counted_as_by_hand(fake, masked):
-    class Attention(nn.Module):
-        def forward(self, query, key, mask):
-            return F.scaled_dot_product_attention(query, key, key, attn_mask=mask)
-
-    with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.no_grad():
-        query, key = torch.zeros(3, 2, 64, 16), torch.zeros(3, 2, 512, 16)
-        gflop = networks.gflop_of(Attention(), query, key, torch.zeros(3, 1, 64, 512) if masked else None)
-    assert gflop == pytest.approx(2 * 2 * (3 * 2) * 64 * 512 * 16 / 1e9, rel=1e-12)  # scores, and weighted values
-
-
-def test_voxelmorphs_work_is_the_published_less_what_algebra_saves():
-    voxels = 160 * 192 * 224
-    layers = [  # in, out, level of VoxelMorph-2 of the TransMorph paper; and what of `in` is upsampled just before
-        *((2, 16, 1, 0), (16, 32, 2, 0), (32, 32, 3, 0), (32, 32, 4, 0), (32, 32, 4, 0)),
-        *((32 + 32, 32, 3, 32), (32 + 32, 32, 2, 32), (32 + 16, 32, 1, 32), (32 + 2, 32, 0, 32)),
-        *((32, 16, 0, 0), (16, 16, 0, 0), (16, 3, 0, 0)),
-    ]
-    published = sum(2 * 27 * before * after * voxels / 8**level for before, after, level, _ in layers) / 1e9
-    assert published == pytest.approx(797.6, abs=0.05)
-    # repeated voxels meet the same weights: 8 products a voxel and channel do the work of 27
-    saved = sum(2 * (27 - 8) * upsampled * after * voxels / 8**level for _, after, level, upsampled in layers) / 1e9
-    row = {"algorithm": "voxelmorph", "shape": [160, 192, 224]}
-    found = networks.count({**row, "hyperparameters": {"downsampling": "stride", "integration_steps": 0}})
-    assert found["parameters"] == 301_411
-    assert found["gflop"] == pytest.approx(published - saved, rel=1e-9)
-
-
-def test_counting_without_contents_is_counting_for_real():
-    hyperparameters = {"detail_channels": [4, 6], "channels": [8, 16], "depths": [1, 1], "heads": [1, 2]}
-    shape = (12, 16, 18)
-    network = build("caml", shape, **hyperparameters).eval()
-    found = networks.count({"algorithm": "caml", "shape": shape, "hyperparameters": hyperparameters})
-    assert found["gflop"] == networks.gflop_of(network, torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)) > 0
-    assert found["parameters"] == sum(p.numel() for p in network.parameters())
-
-
-def test_a_network_that_must_compute_to_be_counted_is_counted_when_it_is_measured():
-    row = {"algorithm": "voxelmorph", "shape": (16, 12, 8), "hyperparameters": {}, "layout": "default"}
-    how = {"dtype": "float32", "mode": "plain", "objective": None, "device": "cpu", "repeats": 1, "count": True}
-    found = networks.measure_row({**row, **how, "threads": torch.get_num_threads()})
-    assert {key: found[key] for key in ("parameters", "gflop")} == networks.count(row)
+def test_what_is_counted_stands_in_the_row():
+    row = {"algorithm": "voxelmorph", "hyperparameters": {}, **UNMEASURED}
+    found = networks.count(row)
+    expected = count_inference("voxelmorph", {}, (16, 12, 8))
+    assert (found["parameters"], found["gflop"]) == (expected.parameters, expected.gflop)
+    assert (found["moved_gb"], found["counted_mb"]) == (expected.moved_gb, expected.peak_mb)
+    assert "step_gflop" not in found
+    step = networks.count({**row, "objective": {"similarity": "mse"}})
+    assert step["step_gflop"] > 2 * found["gflop"]
     assert networks.count({**row, "hyperparameters": {"downsampling": "none"}}) == {}
+
+
+def test_the_roofline_is_told_beside_what_was_measured():
+    speed = networks.DeviceSpeed("cpu", {"bf16": 2.0}, bandwidth=10.0)
+    row = {"dtype": "bf16", "gflop": 400.0, "moved_gb": 1.0, "forward_s": 0.8}
+    row |= {"step_gflop": 100.0, "step_moved_gb": 5.0, "step_s": 2.0}
+    found = networks.against_roofline(row, speed)
+    assert (found["roofline_s"], found["roofline_share"], found["bound"]) == (0.2, 0.25, "arithmetic")
+    assert (found["step_roofline_s"], found["step_roofline_share"], found["step_bound"]) == (0.5, 0.25, "memory")
+    assert "step_roofline_share" not in networks.against_roofline({**row, "step_s": None}, speed)
 
 
 # --- what is compared ---
@@ -166,14 +136,25 @@ def test_networks_measures_each_row_apart_and_a_failure_is_a_row(tmp_path):
     row = table.loc["voxelmorph"]
     network = build("voxelmorph", (16, 16, 12), encoder=[4, 8], decoder=[8, 8, 4], integration_steps=0)
     assert row["parameters"] == sum(p.numel() for p in network.parameters())
-    assert row["gflop"] == networks.gflop_of(network, *torch.zeros(2, 1, 1, 16, 16, 12))
-    for column in ("forward_s", "forward_backward_cpu_s", "step_s", "step_mb"):
+    options = {"encoder": [4, 8], "decoder": [8, 8, 4], "integration_steps": 0}
+    assert row["gflop"] == count_inference("voxelmorph", options, (16, 16, 12)).gflop
+    for column in ("forward_s", "forward_backward_cpu_s", "step_s", "step_mb", "step_roofline_s", "peak_gb_per_s"):
         assert row[column] > 0
     assert row["device"] == "cpu"
     assert pd.isna(row["failed"])
     assert "divisor of the channels" in table.loc["caml", "failed"]
     assert ended.stdout.startswith("| network")
     assert "divisor of the channels" in ended.stdout
+
+
+def test_counting_alone_measures_nothing(tmp_path):
+    out = tmp_path / "table.csv"
+    ended = run("networks", "--networks", "voxelmorph", "--grids", "160x192x224", "--count-only", "--out", out)
+    assert ended.returncode == 0, ended.stderr
+    table = pd.read_csv(out).set_index("dtype")
+    assert list(table.index) == ["float32", "bf16"]
+    assert table.loc["bf16", "step_moved_gb"] < table.loc["float32", "step_moved_gb"]
+    assert "forward_s" not in table.columns
 
 
 def test_operations_compares_both_sides(tmp_path):

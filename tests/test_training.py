@@ -727,6 +727,22 @@ shared(scans, folder / "out", processes=2)
     assert not [entry for entry in left if entry.exists()]
 
 
+def test_a_training_that_no_memory_is_there_for_says_which_key_to_change(scans, tmp_path, monkeypatch):
+    from dmir.training import memory
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e6)
+    with pytest.raises(InputError, match=r"training of narrow on 10x12x14.*free on cpu.*`training\.batch_size: 1`"):
+        shared(scans, tmp_path, method="narrow")
+    monkeypatch.undo()
+
+    def run_out(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(RegistrationModule, "training_step", run_out)
+    with pytest.raises(InputError, match=r"no memory left on cpu \(CUDA out of memory.*`training\.batch_size: 1`"):
+        shared(scans, tmp_path, method="narrow")
+
+
 def test_pairs_that_processes_cannot_share_are_refused(scans, tmp_path):
     with pytest.raises(InputError, match="processes: found 2; expected a divisor of batch_size, which is 3"):
         shared(scans, tmp_path, batch_size=3, processes=2)

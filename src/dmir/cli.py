@@ -1,4 +1,4 @@
-"""The command ``dmir``: register two scans, score a field, check a configuration, convert published weights.
+"""The command ``dmir``: register two scans, score a field, check or plan a configuration, convert published weights.
 
 Imports happen inside the commands: ``dmir check`` answers in a second because it loads no torch until it must.
 """
@@ -86,6 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="tell what is wrong with a configuration before anything runs")
     check.add_argument("config", type=Path)
     check.set_defaults(run=_check)
+
+    plan = commands.add_parser("plan", help="tell what a configuration will cost: jobs, hours, memory, disk")
+    plan.add_argument("config", type=Path)
+    plan.add_argument("--seconds", type=float, default=120.0, help="for all measurements together (default 120)")
+    plan.add_argument("--no-measure", action="store_true", help="lower bounds and stated constants alone")
+    plan.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="what networks run on")
+    plan.add_argument("--threads", type=int, default=1, help="threads of a job (default 1)")
+    plan.add_argument("--gpus", type=int, default=1, help="cards that share the jobs (default 1)")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    plan.add_argument("--out", type=Path, help="write the table here too: .csv or .md")
+    plan.set_defaults(run=_plan)
 
     convert = commands.add_parser("convert-weights", help="make a model of weights that a network's authors published")
     convert.add_argument("weights", type=Path, help="state dict as torch saved it (.pt, .pth, .pth.tar)")
@@ -247,6 +258,29 @@ def _building(name: str, algorithm: str, hyperparameters: dict, shape: tuple[int
     except DmirError as error:
         return [f"settings.{name}.network: {error}"]
     return []
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dmir.job import limit_threads
+
+    limit_threads(options.threads)
+
+    from dmir.config import read_config
+    from dmir.planning.plan import plan
+    from dmir.planning.writing import check_options, describe, to_json, write_table
+
+    check_options(options.out, seconds=options.seconds, threads=options.threads, gpus=options.gpus)
+    found = plan(
+        read_config(options.config),
+        device=options.device,
+        threads=options.threads,
+        seconds=options.seconds,
+        measured=not options.no_measure,
+        gpus=options.gpus,
+    )
+    print(to_json(found) if options.json else describe(found))
+    if options.out is not None:
+        write_table(found, options.out)
 
 
 def _convert_weights(options: argparse.Namespace) -> None:

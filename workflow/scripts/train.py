@@ -35,6 +35,7 @@ with job(snakemake.log[0], snakemake.threads):
         scans["atlas"],
         pack=pack,
         cohort=snakemake.wildcards.cohort,
+        method=snakemake.wildcards.method,
         output=Path(snakemake.output.weights).parent,
         resume_folder=Path(params.resume, ".resume"),
         resume_key=fingerprint(key),

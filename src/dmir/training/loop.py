@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -65,6 +64,7 @@ def train(
     *,
     output: str | Path,
     cohort: str = "",
+    method: str = "",
     structures: Sequence[int] | None = None,
     pack: Pack | None = None,
     packed: str = "float16",
@@ -93,8 +93,8 @@ def train(
         weights are kept.
     output
         Folder for ``model.safetensors``, ``history.csv`` and ``training.json``.
-    cohort
-        Name of what it is trained on, for the records.
+    cohort, method
+        Names of what it is trained on, for the records, and of the network in a configuration, for messages.
     structures
         Ids that count in the Dice; by default all that the atlases have.
     pack
@@ -143,18 +143,27 @@ def train(
         {
             "network": [name, dict(hyperparameters)],
             "scans": [[str(scan) for scan in part] for part in (scans, validation, atlases)],
-            "cohort": [cohort, structures, packed],
+            "cohort": [cohort, structures, data.packed],
             "settings": asdict(chosen),
         }
     )
     resume = ResumeFile(resume_folder, resume_key or key, key)
-    session = Session(network, dict(hyperparameters), data, resume, chosen, set_threads(threads), targets[0])
+    session = Session(
+        network,
+        dict(hyperparameters),
+        data,
+        resume,
+        chosen,
+        set_threads(threads),
+        targets[0],
+        processes or len(targets),
+        method,
+    )
     with session.running():
         bank, built, state = session.prepare()
         if state.step < chosen.steps:  # else it was killed between its last step and the writing of its results
-            world_size = processes or len(targets)
-            with followers(session.as_job() if world_size > 1 else {}, world_size):
-                session.fit(built, bank, state, world_size, Path(output))
+            with followers(session.as_job() if session.processes > 1 else {}, session.processes):
+                session.fit(built, bank, state, Path(output))
     with writing(output, "the result"):
         result = _choose(built, state, chosen, Path(output))
         records = {"network": name, "cohort": cohort, **asdict(chosen)}
@@ -170,7 +179,7 @@ def train(
             extra={"training": _without_nan(records)},
         )
         HistoryLogger(result.history, state.history).save()
-        measured = _measurements(session, built, state, processes or len(targets))
+        measured = _measurements(session, built, state)
         _write_json(result.summary, _without_nan(records | measured))
     resume.remove()
     log.info("the weights of step %d of %d are in %s", result.step, chosen.steps, result.weights)
@@ -182,7 +191,7 @@ def follow(job: Mapping[str, Any], rank: int) -> None:
     session = Session.of_job(job, rank)
     with session.running():
         bank, built, state = session.prepare()
-        session.fit(built, bank, state, int(os.environ["WORLD_SIZE"]), None)
+        session.fit(built, bank, state, None)
 
 
 def _choose(network: nn.Module, state: TrainingState, settings: TrainingSettings, output: Path) -> TrainingResult:
@@ -197,7 +206,7 @@ def _choose(network: nn.Module, state: TrainingState, settings: TrainingSettings
     return TrainingResult(network.eval(), *files, step=step, dice=dice)
 
 
-def _measurements(session: Session, network: nn.Module, state: TrainingState, processes: int) -> dict[str, Any]:
+def _measurements(session: Session, network: nn.Module, state: TrainingState) -> dict[str, Any]:
     device = session.device
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -209,7 +218,7 @@ def _measurements(session: Session, network: nn.Module, state: TrainingState, pr
         "peak_memory_of": "torch's GPU allocator" if device.type == "cuda" else "the process (resident set)",
         "device": device_name(device),
         **state.gpu,
-        "processes": processes,
+        "processes": session.processes,
         "threads": session.threads,
         "versions": {
             "dmir": dmir.__version__,

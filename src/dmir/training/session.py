@@ -24,6 +24,7 @@ from dmir.training.callbacks import Milestones
 from dmir.training.data import ImageBank, PairSchedule, derived_seed, load_bank, training_pairs, validation_pairs
 from dmir.training.devices import set_threads
 from dmir.training.loggers import loggers_of
+from dmir.training.memory import out_of_memory, require_memory
 from dmir.training.module import RegistrationModule
 from dmir.training.objective import arithmetic
 from dmir.training.pack import Pack, Scan, open_pack
@@ -50,7 +51,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Session:
-    """One process of a training: all that it depends on, and its steps."""
+    """One process of a training: all that it depends on, and its steps.
+
+    ``processes`` of them share each step's pairs; ``method`` is the network's name in the configuration, for messages.
+    """
 
     network: str | nn.Module
     hyperparameters: dict[str, Any]
@@ -59,6 +63,8 @@ class Session:
     settings: TrainingSettings
     threads: int
     device: torch.device
+    processes: int = 1
+    method: str = ""
 
     def as_job(self) -> dict[str, Any]:
         """Return what the other processes need, for JSON.
@@ -86,6 +92,8 @@ class Session:
             "settings": asdict(self.settings),
             "threads": self.threads,
             "device": self.device.type,
+            "processes": self.processes,
+            "method": self.method,
         }
 
     @classmethod
@@ -101,7 +109,8 @@ class Session:
         device = torch.device("cuda", rank) if job["device"] == "cuda" else torch.device(job["device"])
         settings = TrainingSettings(**job["settings"])
         threads = set_threads(job["threads"])
-        return cls(job["network"], job["hyperparameters"], data, resume, settings, threads, device)
+        shared = (job["processes"], job["method"])
+        return cls(job["network"], job["hyperparameters"], data, resume, settings, threads, device, *shared)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -111,7 +120,13 @@ class Session:
             yield
 
     def prepare(self) -> tuple[ImageBank, nn.Module, TrainingState]:
-        """Return the images, the network to train, and where its training stands."""
+        """Return the images, the network to train, and where its training stands.
+
+        Raises
+        ------
+        InputError
+            Scans that cannot be used, or a training that the device has no memory for.
+        """
         data = self.data
         bank = load_bank(
             data.train,
@@ -125,15 +140,19 @@ class Session:
         )
         torch.manual_seed(derived_seed(self.settings.seed, BUILD_STREAM))
         if isinstance(self.network, str):
+            require_memory(self.network, self.hyperparameters, bank.grid.shape, **self._memory_known())
             built = networks.build(self.network, shape=bank.grid.shape, **self.hyperparameters)
         else:
             built = self.network
         built = built.to(self.device).train()
         return bank, built, self.resume.load(built)
 
-    def fit(
-        self, network: nn.Module, bank: ImageBank, state: TrainingState, world_size: int, output: Path | None
-    ) -> None:
+    def _memory_known(self) -> dict[str, Any]:
+        """Return what counting memory must know beside the network and the grid; the images are where they will be."""
+        training = {**asdict(self.settings), "gpus": self.processes}
+        return {"training": training, "device": self.device, "name": self.method}
+
+    def fit(self, network: nn.Module, bank: ImageBank, state: TrainingState, output: Path | None) -> None:
         """Run the steps that are left; ``state`` ends where the training ends. Without an output nothing is written."""
         settings, train_count = self.settings, len(self.data.train)
         positions = range(len(bank.names))
@@ -142,18 +161,24 @@ class Session:
         pairs = training_pairs(positions[:train_count], atlases, settings.pairs)
         schedule = PairSchedule(pairs, settings.steps, settings.batch_size, settings.seed)
         steps = range(state.step, settings.steps)
-        rank = int(os.environ.get("LOCAL_RANK", 0)) if world_size > 1 else 0
+        rank = int(os.environ.get("LOCAL_RANK", 0)) if self.processes > 1 else 0
         module = RegistrationModule(network, bank, settings, first_step=state.step)
         milestones = Milestones(module, state, self.resume, pairs=validation_pairs(validated, atlases, settings.pairs))
-        trainer = self._trainer(milestones, world_size, output, state)
+        trainer = self._trainer(milestones, output, state)
         try:
-            coming = (schedule[step][rank::world_size] for step in steps)
+            coming = (schedule[step][rank :: self.processes] for step in steps)
             asks = self.device.type == "cuda" and output is not None  # one process for all cards
             with bank.prefetch(coming), GpuUtilisation(None if asks else []) as utilisation:
                 trainer.fit(module, DataLoader(schedule, batch_size=None, sampler=steps))
             state.gpu = utilisation.summary()
         except Stopped as stopped:
             raise stopped.as_exit() from None
+        except torch.OutOfMemoryError as error:
+            if not isinstance(self.network, str):
+                raise
+            known = self._memory_known()
+            shape = bank.grid.shape
+            raise out_of_memory(error, self.network, self.hyperparameters, shape, **known) from error
         except SystemExit as ended:
             if isinstance(ended.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None  # Lightning makes an exit of it, which would end a notebook
@@ -162,14 +187,14 @@ class Session:
             if distributed.is_available() and distributed.is_initialized():
                 distributed.destroy_process_group()  # the next training of this process has other followers
 
-    def _trainer(self, milestones: Milestones, world_size: int, output: Path | None, state: TrainingState) -> Trainer:
+    def _trainer(self, milestones: Milestones, output: Path | None, state: TrainingState) -> Trainer:
         on_gpu = self.device.type == "cuda"
         environment = LightningEnvironment()  # else it takes over signals and ranks of a Slurm job that it finds
-        if world_size == 1:
+        if self.processes == 1:
             chosen: dict[str, Any] = {"devices": [self.device.index or 0] if on_gpu else 1, "plugins": [environment]}
         else:
             chosen = {
-                "devices": world_size,
+                "devices": self.processes,
                 "strategy": DDPStrategy(cluster_environment=environment),
                 "sync_batchnorm": on_gpu,  # a batch's statistics are those of all its pairs, wherever they are
             }

@@ -1,0 +1,98 @@
+"""What a configuration makes a pipeline do: how many scans, trainings, pairs and jobs. Nothing is computed."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dmir.cohorts import scan_table
+from dmir.cohorts.pairs import registration_pairs
+from dmir.cohorts.splits import published_or_path, read_rows
+from dmir.config import Config
+from dmir.errors import InputError
+
+
+@dataclass(frozen=True)
+class CohortSize:
+    """How much there is of a cohort.
+
+    Attributes
+    ----------
+    scans
+        Number by split: train, val, test, atlas.
+    pairs
+        That are registered; 0 where the cohort is only trained on.
+    shards
+        Jobs that they are divided into.
+    known_from
+        ``"data"``; ``"split"``: the data are not there, the split's file says how many there will be; ``"nothing"``.
+    problem
+        Why the data could not be listed.
+    """
+
+    scans: dict[str, int]
+    pairs: int
+    shards: int
+    known_from: str
+    problem: str = ""
+
+    @property
+    def total(self) -> int:
+        """All scans."""
+        return sum(self.scans.values())
+
+    @property
+    def for_training(self) -> int:
+        """The scans that a training holds in memory."""
+        return self.total - self.scans.get("test", 0)
+
+
+def used_cohorts(configuration: Config) -> list[str]:
+    """Return the cohorts that something is done with."""
+    return list(dict.fromkeys([configuration.train_on, *configuration.test_on]))
+
+
+def cohort_size(configuration: Config, name: str) -> CohortSize:
+    """Count the scans and pairs of a cohort, from its files or, without them, from its split."""
+    parameters, problem = configuration.scan_parameters(name), ""
+    try:
+        table, known_from = scan_table(**parameters), "data"
+    except InputError as error:
+        problem = str(error)
+        planned, known_from = _planned_table(parameters["split"]), "split"
+        if planned is None:
+            return CohortSize({}, 0, 0, "nothing", problem)
+        table = planned
+    pairs = _pairs(table, parameters["pairs"]) if name in configuration.test_on else 0
+    scans = {str(split): int(count) for split, count in table["split"].value_counts(sort=False).items()}
+    return CohortSize(scans, pairs, math.ceil(pairs / configuration.pairs_per_job), known_from, problem)
+
+
+def _planned_table(split: str | Path | None) -> pd.DataFrame | None:
+    """Return the scans that a split names, without any files; places stand for names."""
+    if split is None:
+        return None
+    try:
+        rows = read_rows(published_or_path(split, "split"), (("scan", "split"), ("position", "split")))
+    except InputError:
+        return None
+    if "position" not in rows.columns:
+        return rows
+    found = []
+    for entry, kind in rows.itertuples(index=False):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
+        if match is None:
+            return None
+        found += [(str(place), kind) for place in range(int(match[1]), int(match[2] or match[1]) + 1)]
+    return pd.DataFrame(found, columns=["scan", "split"])
+
+
+def _pairs(table: pd.DataFrame, protocol: str | Path) -> int:
+    try:
+        return len(registration_pairs(table, protocol))
+    except InputError:  # a list of pairs names scans, and a split by places does not
+        return len(read_rows(published_or_path(protocol, "pairs"), (("moving", "fixed"),)))

@@ -1,0 +1,541 @@
+"""The plan of a configuration: what each stage costs, and where each of its seconds is known from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+
+from dmir.config import Config, Network
+from dmir.planning.device_speed import REFERENCE_GPU, DeviceSpeed, measure_speed, roofline, roofline_seconds
+from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
+from dmir.planning.trial import try_apart, voxel_iterations
+from dmir.training.cost import Cost, StepCost, count_inference, count_objective, count_step, settings_of
+from dmir.training.devices import choose_device
+from dmir.training.memory import PROCESS, Job, free_memory
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[int, int, int]
+REDUCTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.2)  # edges of the grids that are tried, of the configuration's
+SMALLEST_EDGE = 32
+EXPECTED_SHARE = 0.15  # of the roofline's speed, when a grid is chosen that can be measured in time
+CLASSICAL_GRID = (40, 40, 40)
+SCORE_GRID = (48, 56, 48)
+STARTUP = 6.0  # seconds until a process has loaded what it needs
+LAUNCH = 5e-6  # seconds of a kernel on a GPU at least, from its launch to the next
+
+# Measured on one core of an Intel Xeon, CPU seconds; short runs on the machine at hand replace those of the methods.
+SYN_VOXEL_ITERATION = (2.3e-6, 2.7e-7)  # a + b (2 radius + 1)^2 of metric CC, at 48^3 and 80^3 voxels; others take a
+ELASTIX_SAMPLE = 6e-6  # an iteration and random sample
+ELASTIX_ONCE = (2.0, 5e-6)  # a registration, and a voxel of it: pyramids, the field
+PREPROCESS_SCAN = 3.0  # reading, stripping by a mask, resampling, normalising, writing: a head of 1 mm
+PREPROCESS_N4 = 4.0
+PREPROCESS_AFFINE = 24.0  # divided by the square of affine_spacing: 6 s at 2 mm
+SCORE_VOXEL = 2e-6  # a label interpolation
+WRITE_VOXEL = 3e-7
+SYN_BYTES_A_VOXEL = 450  # its largest resident set at 1 mm, float64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the plan.
+
+    Attributes
+    ----------
+    stage, what
+        Of the pipeline; the cohort, the method or both.
+    jobs
+        Of Snakemake.
+    number, unit
+        Scans, steps or pairs in all these jobs.
+    cpu_s, cpu_basis
+        Seconds each on this machine's CPU, and where from: ``"measured"``, ``"scaled"`` (measured on a smaller grid,
+        scaled), ``"roofline"`` (a lower bound) or ``"constant"`` (stated in this module). None: not done there.
+    gpu_s, gpu_basis
+        The same on a GPU: the one at hand, or a lower bound for a reference.
+    memory_gb
+        Of one job; None: not known.
+    note
+        What to mind.
+    """
+
+    stage: str
+    what: str
+    jobs: int
+    number: int
+    unit: str
+    cpu_s: float | None
+    cpu_basis: str
+    gpu_s: float | None = None
+    gpu_basis: str = ""
+    memory_gb: float | None = None
+    note: str = ""
+
+    @property
+    def cpu_hours(self) -> float | None:
+        """Of all jobs, one after the other, on the CPU."""
+        return None if self.cpu_s is None else self.cpu_s * self.number / 3600
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of all jobs, one after the other, on one GPU."""
+        return None if self.gpu_s is None else self.gpu_s * self.number / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a configuration.
+
+    Attributes
+    ----------
+    stages
+        In the order of the pipeline.
+    cohorts
+        What there is of each.
+    speed, gpu
+        The device at hand, and the GPU that ``gpu_s`` is of.
+    threads, gpus
+        Threads of a job, and cards that share the jobs.
+    disk
+        What -> 10^9 bytes.
+    notes
+        What the user should know before starting.
+    """
+
+    stages: list[Stage]
+    cohorts: dict[str, CohortSize]
+    speed: DeviceSpeed
+    gpu: DeviceSpeed
+    threads: int
+    gpus: int
+    disk: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> pd.DataFrame:
+        """Return a row a stage."""
+        rows = [{**asdict(stage), "cpu_hours": stage.cpu_hours, "gpu_hours": stage.gpu_hours} for stage in self.stages]
+        first = ["stage", "what", "jobs", "number", "unit", "cpu_s", "cpu_hours", "cpu_basis"]
+        return pd.DataFrame(rows)[[*first, "gpu_s", "gpu_hours", "gpu_basis", "memory_gb", "note"]]
+
+    def cpu_hours(self, without_networks: bool = False) -> float:
+        """Return the hours of all jobs on the CPU; with a GPU the networks' are not among them."""
+        chosen = (stage for stage in self.stages if not (without_networks and stage.gpu_s is not None))
+        return sum(stage.cpu_hours or 0.0 for stage in chosen)
+
+    def gpu_wall_hours(self) -> float:
+        """Return the hours until the cards are done: no job is divided, and the trainings come first."""
+        waves = ("train", "register")
+        return sum(_makespan(_job_hours(s for s in self.stages if s.stage == wave), self.gpus) for wave in waves)
+
+
+def _job_hours(stages: Iterable[Stage]) -> list[float]:
+    return [stage.gpu_hours / stage.jobs for stage in stages if stage.gpu_hours for _ in range(stage.jobs)]
+
+
+def _makespan(hours: Sequence[float], cards: int) -> float:
+    """Return when the last card is done, if each takes the longest job that is left (Graham 1969)."""
+    busy = [0.0] * cards
+    for job in sorted(hours, reverse=True):
+        busy[busy.index(min(busy))] += job
+    return max(busy)
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What is counted of a network on the configuration's grid."""
+
+    step: StepCost
+    inference: Cost
+    objective: Cost
+
+
+@dataclass(frozen=True)
+class NetworkSeconds:
+    """Seconds of a step and of an inference on one device, and where they are known from."""
+
+    step: float
+    inference: float
+    objective: float
+    basis: str
+
+
+def plan(
+    configuration: Config,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    seconds: float = 120.0,
+    measured: bool = True,
+    gpus: int = 1,
+) -> Plan:
+    """Plan a configuration.
+
+    Parameters
+    ----------
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``: what networks run on.
+    threads
+        Of torch, and of each job.
+    seconds
+        For all measurements together; counting comes on top.
+    measured
+        False: nothing is run but the measurement of the device's peaks, which takes three seconds.
+    gpus
+        Cards that share trainings and registrations.
+
+    Raises
+    ------
+    InputError
+        A GPU is asked for and there is none, or a network cannot be built.
+    """
+    place = choose_device(device)
+    torch.set_num_threads(threads)
+    log.info("measuring the peaks of the device")
+    speed = measure_speed(place)
+    sizes = {name: cohort_size(configuration, name) for name in used_cohorts(configuration)}
+    names, shape = configuration.networks(), configuration.grid.shape
+    settings = {name: _network(configuration, name) for name in names}
+    log.info("counting %d networks on %s voxels", len(names), "x".join(map(str, shape)))
+    costs = _count_all([(settings[name], shape, place.type) for name in names])
+    budget = max(seconds / (len(names) + 3) - STARTUP, 1.0) if measured else 0.0  # the rest: two methods, the scores
+    found = _measure_all(list(settings.values()), shape, costs, speed, place, threads, budget)
+    gpu = speed if place.type == "cuda" else REFERENCE_GPU
+    counted = dict(zip(names, costs, strict=True))
+    seconds_of = dict(zip(names, found, strict=True))
+    planner = _Planner(configuration, sizes, counted, seconds_of, speed, gpu, place, threads, budget)
+    stages = [*planner.preprocess(), *planner.train(), *planner.register(), *planner.score()]
+    return Plan(stages, sizes, speed, gpu, threads, gpus, planner.disk(), planner.notes(stages))
+
+
+def _network(configuration: Config, name: str) -> Network:
+    settings = configuration.method(name)
+    assert isinstance(settings, Network)
+    return settings
+
+
+def _count_all(jobs: Sequence[tuple[Network, Shape, str]]) -> list[NetworkCost]:
+    """Count networks, several at a time: it takes seconds each."""
+    if not jobs or jobs[0][2] == "cuda":  # a process that has used a GPU cannot be divided
+        return list(map(_count_one, jobs))
+    with ProcessPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1, 4))) as pool:
+        return list(pool.map(_count_one, jobs))
+
+
+def _count_one(job: tuple[Network, Shape, str]) -> NetworkCost:
+    settings, shape, device_type = job
+    torch.set_num_threads(1)
+    training = settings.training
+    batch = Job(settings.algorithm, settings.network, shape, training).batch_size
+    return NetworkCost(
+        count_step(settings.algorithm, settings.network, shape, training, batch, device_type=device_type),
+        count_inference(settings.algorithm, settings.network, shape, training["precision"], device_type=device_type),
+        count_objective(shape, training, device_type=device_type),
+    )
+
+
+def _measure_all(
+    networks: Sequence[Network],
+    shape: Shape,
+    costs: Sequence[NetworkCost],
+    speed: DeviceSpeed,
+    place: torch.device,
+    threads: int,
+    budget: float,
+) -> list[NetworkSeconds]:
+    """Measure each network on a grid that there is time for, and scale; without a ``budget`` nothing is measured."""
+    trials = [
+        _try_network(settings, shape, cost, speed, place, threads, budget)
+        for settings, cost in zip(networks, costs, strict=True)
+    ]
+    asked = [(settings, grid, place.type) for settings, (grid, _) in zip(networks, trials, strict=True) if grid]
+    smaller = iter(_count_all(asked))
+    return [
+        _scaled(settings, cost, next(smaller) if grid else None, answer, speed, grid == shape)
+        for settings, cost, (grid, answer) in zip(networks, costs, trials, strict=True)
+    ]
+
+
+def _try_network(
+    settings: Network,
+    shape: Shape,
+    cost: NetworkCost,
+    speed: DeviceSpeed,
+    place: torch.device,
+    threads: int,
+    budget: float,
+) -> tuple[Shape | None, dict[str, float]]:
+    """Measure a network on the largest grid that there is time and memory for; None where there is none."""
+    precision = settings_of(settings.training).precision
+    least = roofline_seconds(cost.step, speed, precision) + roofline_seconds(cost.inference, speed, precision)
+    grid = _grid_to_measure(shape, least, cost.step.peak_mb * 1e6, place, budget) if budget else None
+    if grid is None:
+        return None, {}
+    log.info("measuring %s on %s voxels", settings.algorithm, "x".join(map(str, grid)))
+    request = {
+        "kind": "network",
+        "algorithm": settings.algorithm,
+        "hyperparameters": dict(settings.network),
+        "shape": grid,
+        "training": settings.training,
+        "device": str(place),  # this very card: its lease is this process's
+        "seconds": budget,
+    }
+    answer = try_apart(request, threads, timeout=3 * budget + 30)
+    return (None, {}) if answer is None else (grid, answer)
+
+
+def _scaled(
+    settings: Network,
+    cost: NetworkCost,
+    small: NetworkCost | None,
+    answer: dict[str, float],
+    speed: DeviceSpeed,
+    whole: bool,
+) -> NetworkSeconds:
+    """Scale what was measured by the roofline: a network reaches the same share of it on both grids."""
+    precision = settings_of(settings.training).precision
+    least = [roofline_seconds(part, speed, precision) for part in (cost.step, cost.inference, cost.objective)]
+    if small is None:
+        return NetworkSeconds(least[0], least[1], least[2], "roofline")
+    step = least[0] * answer["step_s"] / roofline_seconds(small.step, speed, precision)
+    inference = least[1] * answer["inference_s"] / roofline_seconds(small.inference, speed, precision)
+    return NetworkSeconds(step, inference, least[2] * step / least[0], "measured" if whole else "scaled")
+
+
+def _grid_to_measure(shape: Shape, least: float, peak: float, place: torch.device, budget: float) -> Shape | None:
+    """Return the largest grid on which a few steps and inferences fit into the time and the memory."""
+    free = free_memory(place)
+    for reduction in REDUCTIONS:
+        edges = [min(n, max(SMALLEST_EDGE, round(n * reduction))) for n in shape]
+        share = edges[0] * edges[1] * edges[2] / (shape[0] * shape[1] * shape[2])
+        if 4 * least * share / EXPECTED_SHARE <= budget and peak * share + PROCESS <= 0.8 * free:
+            return edges[0], edges[1], edges[2]
+    return None
+
+
+@dataclass
+class _Planner:
+    """Makes the rows of the plan, stage by stage."""
+
+    configuration: Config
+    sizes: dict[str, CohortSize]
+    costs: dict[str, NetworkCost]
+    seconds: dict[str, NetworkSeconds]
+    speed: DeviceSpeed
+    gpu: DeviceSpeed
+    place: torch.device
+    threads: int
+    budget: float
+    _tried: dict[str, dict[str, float] | None] = field(default_factory=dict)
+
+    @property
+    def voxels(self) -> int:
+        depth, height, width = self.configuration.grid.shape
+        return depth * height * width
+
+    def preprocess(self) -> list[Stage]:
+        """A job a scan; how long it takes depends on the scan and not on the grid."""
+        rows = []
+        for name, size in self.sizes.items():
+            settings = self.configuration.preprocess_of(self.configuration.cohorts[name])
+            seconds = PREPROCESS_SCAN
+            seconds += PREPROCESS_N4 if settings.bias_correction else 0.0
+            seconds += PREPROCESS_AFFINE / settings.affine_spacing**2 if settings.affine else 0.0
+            notes = []
+            if settings.skull_strip == "deepbet":
+                seconds += 10.0
+                notes.append("deepbet: a constant of 10 s on the CPU")
+            if self.configuration.cohorts[name].MADE is not None:
+                notes.append("without making the scans")
+            rows.append(
+                Stage("preprocess", name, size.total, size.total, "scan", seconds, "constant", note="; ".join(notes))
+            )
+        return rows
+
+    def train(self) -> list[Stage]:
+        """A job a network and seed."""
+        seeds, rows = len(self.configuration.seeds), []
+        images = self.sizes[self.configuration.train_on].for_training * self.voxels * self._packed_bytes()
+        for name, cost in self.costs.items():
+            training = _network(self.configuration, name).training
+            found = self.seconds[name]
+            rows.append(
+                Stage(
+                    "train",
+                    name,
+                    seeds,
+                    seeds * int(training["steps"]),
+                    "step",
+                    **self._seconds(found.step, found.basis, cost.step, training["precision"]),
+                    memory_gb=(cost.step.peak_mb * 1e6 + PROCESS + images) / 1e9,
+                    note=self._bound(cost.step, training["precision"]),
+                )
+            )
+        return rows
+
+    def register(self) -> list[Stage]:
+        """A job a method, seed and shard of a cohort's pairs."""
+        rows = []
+        for method in self.configuration.methods:
+            for cohort in self.configuration.test_on:
+                size = self.sizes[cohort]
+                of = self.configuration.network_of(method)
+                if of is None:
+                    rows.append(self._classical(method, cohort, size))
+                    continue
+                rows.append(self._learned(method, of, cohort, size))
+        return rows
+
+    def score(self) -> list[Stage]:
+        """A job a shard of each method and seed."""
+        rows = []
+        interpolations = self.configuration.scores.label_interpolation
+        seeds = len(self.configuration.seeds)
+        runs = sum(seeds if self.configuration.network_of(m) else 1 for m in self.configuration.methods)
+        for cohort in self.configuration.test_on:
+            size = self.sizes[cohort]
+            answer = self._try_scores(cohort)
+            each = SCORE_VOXEL * len(interpolations) if answer is None else answer["score_s"]
+            basis = "constant" if answer is None else "scaled"
+            rows.append(
+                Stage("score", cohort, size.shards * runs, size.pairs * runs, "pair", each * self.voxels, basis)
+            )
+        return rows
+
+    def disk(self) -> dict[str, float]:
+        """Return what lies on the disk at most, 10^9 bytes, before compression."""
+        field_gb, configuration = 12 * self.voxels / 1e9, self.configuration
+        runs = sum(len(configuration.seeds) if configuration.network_of(m) else 1 for m in configuration.methods)
+        pairs = sum(self.sizes[name].pairs for name in configuration.test_on)
+        fields = field_gb * pairs * runs if configuration.keep_fields else field_gb * configuration.pairs_per_job
+        named = "all fields, kept" if configuration.keep_fields else "fields of each shard that is being worked on"
+        return {
+            "one field": field_gb,
+            named: fields,
+            "preprocessed scans": 6 * self.voxels * sum(size.total for size in self.sizes.values()) / 1e9,
+            "images that the trainings share": self._packed_bytes()
+            * self.voxels
+            * self.sizes[configuration.train_on].for_training
+            / 1e9,
+        }
+
+    def notes(self, stages: Sequence[Stage]) -> list[str]:
+        """Return what the user should know before starting."""
+        notes = []
+        for name, size in self.sizes.items():
+            if size.known_from == "split":
+                notes.append(f"cohorts.{name}: no data there; its numbers are those of its split")
+            elif size.known_from == "nothing":
+                notes.append(f"cohorts.{name}: left out, as its scans cannot be listed: {size.problem}")
+        limit = 60 * self.configuration.timeout_minutes
+        for stage in stages:
+            if stage.stage == "register" and stage.gpu_s is None and (stage.cpu_s or 0.0) > limit:
+                notes.append(
+                    f"{stage.what}: a pair may take {stage.cpu_s:,.0f} s, more than timeout_minutes"
+                    f" ({self.configuration.timeout_minutes:g}) allows; its levels may converge before"
+                )
+        return notes
+
+    def _classical(self, method: str, cohort: str, size: CohortSize) -> Stage:
+        settings = self.configuration.method(method)
+        parameters = settings.model_dump(mode="json", exclude={"algorithm"})
+        memory, note = None, ""
+        if settings.algorithm == "affine":
+            each, basis = 0.0, "constant"
+        elif settings.algorithm == "syn":
+            answer = self._try("syn", parameters=parameters, shape=CLASSICAL_GRID)
+            by_radius = SYN_VOXEL_ITERATION[1] * (2 * parameters["radius"] + 1) ** 2
+            known = SYN_VOXEL_ITERATION[0] + (by_radius if parameters["metric"] == "CC" else 0.0)
+            one = known if answer is None else answer["voxel_iteration_s"]
+            each = one * voxel_iterations(self.configuration.grid.shape, parameters["iterations"])
+            basis, note = "constant" if answer is None else "scaled", "at most: levels may converge before"
+            memory = (SYN_BYTES_A_VOXEL * self.voxels + PROCESS) / 1e9
+        else:
+            answer = self._try("elastix", parameters=parameters, shape=CLASSICAL_GRID)
+            one = ELASTIX_SAMPLE * parameters["samples"] if answer is None else answer["iteration_s"]
+            each = one * parameters["iterations"] * parameters["resolutions"]
+            each += ELASTIX_ONCE[0] + ELASTIX_ONCE[1] * self.voxels
+            basis = "constant" if answer is None else "scaled"
+        each += self._writing(cohort)
+        what = f"{method} on {cohort}"
+        return Stage("register", what, size.shards, size.pairs, "pair", each, basis, memory_gb=memory, note=note)
+
+    def _learned(self, method: str, of: str, cohort: str, size: CohortSize) -> Stage:
+        cost, found, seeds = self.costs[of], self.seconds[of], len(self.configuration.seeds)
+        each, moved, note = found.inference, cost.inference, ""
+        settings = self.configuration.method(method)
+        if method != of:  # a refinement: steps of the objective alone, from the network's field
+            steps = int(settings.steps)  # type: ignore[union-attr]
+            each += steps * found.objective
+            moved = _sum(cost.inference, cost.objective, steps)
+            note = f"{of}, then {steps} steps of the objective"
+        seconds = self._seconds(each, found.basis, moved, _network(self.configuration, of).training["precision"])
+        for key in ("cpu_s", "gpu_s"):
+            if seconds[key] is not None:
+                seconds[key] += self._writing(cohort)
+        return Stage(
+            "register",
+            f"{method} on {cohort}",
+            size.shards * seeds,
+            size.pairs * seeds,
+            "pair",
+            **seconds,
+            memory_gb=(max(cost.inference.peak_mb, cost.objective.peak_mb if note else 0.0) * 1e6 + PROCESS) / 1e9,
+            note=note,
+        )
+
+    def _seconds(self, found: float, basis: str, cost: Cost, precision: str) -> dict[str, Any]:
+        """Return the seconds on the device at hand, and on a GPU where it is none."""
+        if self.place.type == "cuda":
+            return {"cpu_s": None, "cpu_basis": "", "gpu_s": found, "gpu_basis": basis}
+        least = max(roofline_seconds(cost, self.gpu, precision), cost.kernels * LAUNCH)
+        return {"cpu_s": found, "cpu_basis": basis, "gpu_s": least, "gpu_basis": "roofline"}
+
+    def _try_scores(self, cohort: str) -> dict[str, float] | None:
+        return self._try(
+            "score",
+            structures=self.configuration.cohorts[cohort].structures,
+            interpolations=list(self.configuration.scores.label_interpolation),
+            shape=SCORE_GRID,
+        )
+
+    def _writing(self, cohort: str) -> float:
+        """Return the seconds in which a field is written."""
+        answer = self._try_scores(cohort)
+        return (WRITE_VOXEL if answer is None else answer["write_s"]) * self.voxels
+
+    def _bound(self, cost: Cost, precision: str) -> str:
+        return f"bound by {roofline(cost, self.speed, precision).bound}"
+
+    def _packed_bytes(self) -> int:
+        return {"uint8": 1, "float16": 2, "float32": 4}[self.configuration.packed]
+
+    def _try(self, kind: str, **request: Any) -> dict[str, float] | None:
+        """Measure a classical method or the scores, once for all cohorts that ask the same."""
+        if not self.budget:
+            return None
+        key = repr((kind, sorted(request.items())))
+        if key not in self._tried:
+            log.info("measuring %s", kind)
+            start = time.monotonic()
+            self._tried[key] = try_apart({"kind": kind, **request}, 1, timeout=self.budget + 30)
+            log.debug("%s took %.1f s", kind, time.monotonic() - start)
+        return self._tried[key]
+
+
+def _sum(first: Cost, second: Cost, times: int) -> Cost:
+    return Cost(
+        first.gflop + times * second.gflop,
+        first.moved_gb + times * second.moved_gb,
+        max(first.peak_mb, second.peak_mb),
+        first.kernels + times * second.kernels,
+        first.parameters,
+    )
