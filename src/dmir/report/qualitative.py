@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +22,8 @@ from dmir.report.style import PAGE_WIDTH, RC, new_figure
 
 PAGE_HEIGHT = 9.4  # inches, what a caption leaves of a page
 # inches: the names of the rows, a line of titles, between two panels, a scale with its numbers
-NAMES, TITLE, GAP, SCALE = 0.34, 0.17, 0.04, 0.36
+NAMES, TITLE, GAP, SCALE = 0.44, 0.17, 0.04, 0.36
+NAME_LENGTH = 14  # letters of a row's name in a line: a row is no longer than that
 
 
 @dataclass(frozen=True)
@@ -214,4 +216,5 @@ def _draw_context(page: _Page, top: float, block: Block, panels: list[Panel], ex
 
 def _row_name(example: Example) -> str:
     name = method_name(example.method, short=True)
+    name = fill(name, NAME_LENGTH)
     return name if math.isnan(example.dice) else f"{name}\nDice {example.dice:.3f}"
