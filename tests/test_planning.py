@@ -145,7 +145,8 @@ def test_the_grid_to_measure_fits_into_time_and_memory(monkeypatch):
     assert planning._grid_to_measure(shape, 0.01, 1e9, cpu, 10.0) == shape
     assert planning._grid_to_measure(shape, 0.01, 15e9, cpu, 10.0) == (120, 144, 168)
     assert planning._grid_to_measure(shape, 1.0, 1e9, cpu, 4.0) == (80, 96, 112)
-    assert planning._grid_to_measure(shape, 1e6, 1e9, cpu, 4.0) is None
+    assert planning._grid_to_measure(shape, 1e6, 1e9, cpu, 4.0) == (32, 32, 34)
+    assert planning._grid_to_measure(shape, 1e6, 1e13, cpu, 4.0) is None
 
 
 def test_a_job_is_never_divided_among_cards():

@@ -24,7 +24,7 @@ from dmir.training.memory import PROCESS, Job, free_memory
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int]
-REDUCTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.2)  # edges of the grids that are tried, of the configuration's
+REDUCTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.2, 0.15)  # edges of the grids that are tried, of the configuration's
 SMALLEST_EDGE = 32
 EXPECTED_SHARE = 0.15  # of the roofline's speed, when a grid is chosen that can be measured in time
 CLASSICAL_GRID = (40, 40, 40)
@@ -311,12 +311,16 @@ def _scaled(
 
 
 def _grid_to_measure(shape: Shape, least: float, peak: float, place: torch.device, budget: float) -> Shape | None:
-    """Return the largest grid on which a few steps and inferences fit into the time and the memory."""
+    """Return the largest grid on which a few steps and inferences fit into the time, or the smallest of them.
+
+    None where even that has no memory.
+    """
     free = free_memory(place)
     for reduction in REDUCTIONS:
         edges = [min(n, max(SMALLEST_EDGE, round(n * reduction))) for n in shape]
         share = edges[0] * edges[1] * edges[2] / (shape[0] * shape[1] * shape[2])
-        if 4 * least * share / EXPECTED_SHARE <= budget and peak * share + PROCESS <= 0.8 * free:
+        in_time = 4 * least * share / EXPECTED_SHARE <= budget or reduction == REDUCTIONS[-1]
+        if in_time and peak * share + PROCESS <= 0.8 * free:
             return edges[0], edges[1], edges[2]
     return None
 
