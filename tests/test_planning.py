@@ -202,13 +202,14 @@ def test_json_holds_everything(small, fast, capsys):
 
 def test_a_pair_that_takes_longer_than_its_limit_is_a_note():
     size = planning.CohortSize({"test": 1, "atlas": 1}, 1, 1, "data")
-    configuration = read_config(ROOT / "config" / "paper.yaml")
+    paper = read_config(ROOT / "config" / "paper.yaml")
+    configuration = paper.model_copy(update={"timeout_minutes": 100})
     cpu = torch.device("cpu")
     planner = planning._Planner(configuration, {"oasis": size}, {}, {}, SPEED, SPEED, cpu, threads=1, budget=0.0)
     found = [planner._classical("syn", "oasis", size)]
-    assert found[0].cpu_s > 7200
+    assert found[0].cpu_s > 6000
     text = describe(Plan(found, {}, SPEED, SPEED, 1, 1, {}, planner.notes(found)))
-    assert "more than timeout_minutes (120) allows; its levels may converge before" in text
+    assert "more than timeout_minutes (100) allows; its levels may converge before" in text
 
 
 @pytest.mark.parametrize(
