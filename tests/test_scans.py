@@ -251,11 +251,24 @@ def test_the_command_brings_the_fixed_labels_to_the_moving_scan(fixed, tmp_path,
     np.testing.assert_allclose(moved, applied(matrix, points), atol=1e-3)
 
 
+def test_the_command_refines_a_networks_field_on_the_pair(fixed, moving, model, tmp_path):
+    paths = {name: tmp_path / f"{name}.nii.gz" for name in ("fixed", "moving")}
+    for name, (image, _) in (("fixed", fixed), ("moving", moving)):
+        write_volume(paths[name], image)
+    arguments = ["register", "--moving", str(paths["moving"]), "--fixed", str(paths["fixed"]), "--method", str(model)]
+    for out, more in (("network", []), ("same", ["--refine", "0"]), ("refined", ["--refine", "8"])):
+        assert main([*arguments, "--out", str(tmp_path / out), *more]) == 0
+    network, same, refined = (load_field(tmp_path / k / "field.nii.gz")[0] for k in ("network", "same", "refined"))
+    np.testing.assert_array_equal(same, network)
+    assert np.abs(refined - network).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"--method": "nowhere/model.safetensors"}, ["nowhere/model.safetensors", "no such file", "train the model"]),
         ({"--method": "snn"}, ["snn", "Did you mean 'syn'"]),
+        ({"--refine": "5"}, ["--refine", "with --method affine", "a network's model.safetensors"]),
         ({"--fixed-labels": "other.nii.gz"}, ["fixed_labels", "other.nii.gz", "56x66x53", "56x66x52"]),
         ({"--moving-labels": "other.nii.gz"}, ["moving_labels", "other.nii.gz", "the moving image"]),
         ({"--fixed-labels": "image.nii.gz"}, ["fixed_labels", "image.nii.gz", "not whole numbers"]),

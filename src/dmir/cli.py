@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dmir
 from dmir.errors import DmirError, InputError, suggestion
@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     register.add_argument("--fixed-mask", type=Path, help="brain mask; without it the scan must be stripped already")
     register.add_argument("--no-affine", action="store_true", help="the scans are affinely aligned already")
     register.add_argument("--label-interpolation", choices=["nearest", "linear"], default="nearest")
+    register.add_argument(
+        "--refine", type=int, metavar="STEPS", help="refine a network's field on this pair, for instance in 20 steps"
+    )
     register.add_argument("--threads", type=int, default=1, help="threads of the method (default 1)")
     register.set_defaults(run=_register)
 
@@ -134,16 +137,18 @@ def _register(options: argparse.Namespace) -> None:
     from dmir.preprocess import write_affine
     from dmir.volumes import write_volume
 
+    method, parameters = _method(options)
     moving = read_stripped(options.moving, options.moving_mask, "moving")
     fixed = read_stripped(options.fixed, options.fixed_mask, "fixed")
     result = register_scans(
         moving,
         fixed,
-        method=options.method,
+        method=method,
         moving_labels=read_labels_of(moving, options.moving_labels, "moving"),
         fixed_labels=read_labels_of(fixed, options.fixed_labels, "fixed"),
         align=not options.no_affine,
         label_interpolation=options.label_interpolation,
+        **parameters,
     )
     save_field(options.out / "field.nii.gz", result.displacement, fixed.affine)
     write_affine(options.out / "affine.mat", result.affine)
@@ -156,6 +161,16 @@ def _register(options: argparse.Namespace) -> None:
     for name, volume in written.items():
         write_volume(options.out / name, volume)
     print(f"{options.out}: {', '.join(['field.nii.gz', 'affine.mat', *written])}")
+
+
+def _method(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the method and its parameters: a network's file, or the refinement of its field."""
+    if options.refine is None:
+        return options.method, {}
+    if not options.method.endswith(".safetensors"):
+        found, expected = f"with --method {options.method}", "a network's model.safetensors, whose field is refined"
+        raise InputError("--refine", found=found, expected=expected)
+    return "refinement", {"weights": options.method, "steps": options.refine}
 
 
 def _native(options: argparse.Namespace) -> None:
@@ -216,7 +231,7 @@ def _check(options: argparse.Namespace) -> None:
         except InputError as error:
             problems.append(str(error))
     studied = [row.name for study in ("ablation", "lambda_study") for row in configuration.variants(study)]
-    for name in dict.fromkeys([*configuration.methods, *studied]):
+    for name in dict.fromkeys([*configuration.methods, *configuration.networks(), *studied]):
         settings = configuration.method(name)
         if isinstance(settings, Network):
             problems += _building(name, settings.algorithm, settings.network, configuration.grid.shape)
