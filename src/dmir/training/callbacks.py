@@ -68,10 +68,10 @@ class Milestones(Callback):
             ignore_signals()  # once more: Lightning has just taken them
             return
         self.stop_request.listen()
-        self.progress.start(self.state.step)
         if not self.state.optimiser and self.pairs:
             self._note(self._validate())
             self._publish()
+        self.progress.start(self.state.step)  # its clock is that of the steps
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = self.state.step = self.module.step
