@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
@@ -77,9 +79,8 @@ def dice_boxplot(
     handles = [
         Patch(facecolor=colours[m], edgecolor="black", linewidth=0.4, label=method_name(m, short=True)) for m in order
     ]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(len(order), 9), handlelength=1, columnspacing=1.2
-    )
+    columns = math.ceil(len(order) / math.ceil(len(order) / 8))  # rows of about the same length
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=1, columnspacing=1.2)
     return figure
 
 

@@ -209,7 +209,7 @@ def _draw_context(page: _Page, top: float, block: Block, panels: list[Panel], ex
     free = page.axis(len(panels) - 1, top, height)
     free.set_axis_off()
     lines = [example.cohort, f"moving: {example.moving}", f"fixed: {example.fixed}", *block.plane.title.split(", ")]
-    free.text(0.06, 0.5, "\n".join(lines), va="center", fontsize=6.5, linespacing=1.3, transform=free.transAxes)
+    free.text(0, 0.5, "\n".join(lines), va="center", fontsize=6, linespacing=1.3, transform=free.transAxes)
     page.name_row("Before", top, height)
     return top + height + GAP
 
