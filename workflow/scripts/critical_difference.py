@@ -11,10 +11,10 @@ with job(snakemake.log[0], snakemake.threads):
     from dmir.report.style import save_figure
 
     cohort = snakemake.wildcards.cohort
-    structures, pairs = pd.read_parquet(snakemake.input.structures), pd.read_parquet(snakemake.input.pairs)
+    of_cohort = [("cohort", "==", cohort)]
     figure = critical_difference_figure(
-        structures[structures["cohort"] == cohort],
-        pairs[pairs["cohort"] == cohort],
+        pd.read_parquet(snakemake.input.structures, filters=of_cohort),
+        pd.read_parquet(snakemake.input.pairs, filters=of_cohort),
         pd.read_csv(snakemake.input.scans, dtype=str, keep_default_na=False),
         snakemake.params.methods,
         labels=snakemake.params.labels,

@@ -11,7 +11,6 @@ with job(snakemake.log[0], snakemake.threads):
     from dmir.report.style import save_figure
 
     cohort = snakemake.wildcards.cohort
-    scores = pd.read_parquet(snakemake.input.structures)
-    scores = scores[scores["cohort"] == cohort]
+    scores = pd.read_parquet(snakemake.input.structures, filters=[("cohort", "==", cohort)])
     figure = dice_boxplot(scores, snakemake.params.methods, labels=snakemake.params.labels, cohort=cohort)
     save_figure(figure, Path(snakemake.output.png).with_suffix(""))

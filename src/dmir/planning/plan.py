@@ -345,6 +345,12 @@ class _Planner:
         depth, height, width = self.configuration.grid.shape
         return depth * height * width
 
+    @property
+    def runs(self) -> int:
+        """Methods that register each pair, a network once a seed."""
+        seeds = len(self.configuration.seeds)
+        return sum(seeds if self.configuration.network_of(m) else 1 for m in self.configuration.methods)
+
     def preprocess(self) -> list[Stage]:
         """A job a scan; how long it takes depends on the scan and not on the grid."""
         rows = []
@@ -402,24 +408,23 @@ class _Planner:
         """A job a shard of each method and seed."""
         rows = []
         interpolations = self.configuration.scores.label_interpolation
-        seeds = len(self.configuration.seeds)
-        runs = sum(seeds if self.configuration.network_of(m) else 1 for m in self.configuration.methods)
         for cohort in self.configuration.test_on:
             size = self.sizes[cohort]
             answer = self._try_scores(cohort)
             each = SCORE_VOXEL * len(interpolations) if answer is None else answer["score_s"]
             basis = "constant" if answer is None else "scaled"
             rows.append(
-                Stage("score", cohort, size.shards * runs, size.pairs * runs, "pair", each * self.voxels, basis)
+                Stage(
+                    "score", cohort, size.shards * self.runs, size.pairs * self.runs, "pair", each * self.voxels, basis
+                )
             )
         return rows
 
     def disk(self) -> dict[str, float]:
         """Return what lies on the disk at most, 10^9 bytes, before compression."""
         field_gb, configuration = 12 * self.voxels / 1e9, self.configuration
-        runs = sum(len(configuration.seeds) if configuration.network_of(m) else 1 for m in configuration.methods)
         pairs = sum(self.sizes[name].pairs for name in configuration.test_on)
-        fields = field_gb * pairs * runs if configuration.keep_fields else field_gb * configuration.pairs_per_job
+        fields = field_gb * pairs * self.runs if configuration.keep_fields else field_gb * configuration.pairs_per_job
         named = "all fields, kept" if configuration.keep_fields else "fields of each shard that is being worked on"
         return {
             "one field": field_gb,

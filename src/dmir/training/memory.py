@@ -31,8 +31,6 @@ PROCESS = 300e6
 Not in it is what the C library keeps of freed memory: with glibc's own settings 220 to 1000 MB more were measured."""
 STEP_BYTES_A_VOXEL = 4000
 """More than a training step takes: at 160x192x224 and published sizes 590 (voxelmorph) to 3080 (caml), in float32."""
-INFERENCE_BYTES_A_VOXEL = 500
-"""More than a registration takes: 110 (xmorpher) to 390 (caml), in the same cases."""
 LASTING_BYTES = 1.5e9
 """More than weights, gradients and Adam's moments take: 1.13 GB for the largest (transmatch)."""
 
@@ -75,10 +73,8 @@ class Job:
         return max(1, self.settings.batch_size // int((self.training or {}).get("gpus", 1)))
 
     def most(self) -> float:
-        """Return the bytes that it surely does not exceed, without counting."""
+        """Return the bytes that a training surely does not exceed, without counting."""
         depth, height, width = self.shape
-        if self.training is None:
-            return depth * height * width * INFERENCE_BYTES_A_VOXEL + LASTING_BYTES
         return depth * height * width * self.batch_size * STEP_BYTES_A_VOXEL + LASTING_BYTES
 
     def count(self, device_type: str) -> float:
@@ -137,30 +133,12 @@ def require_memory(
     InputError
         It does not fit; the keys to change are named, each with what it would need.
     """
-    _require(Job(algorithm, hyperparameters, shape, dict(training), name=name), device, held_bytes)
-
-
-def require_inference_memory(
-    algorithm: str,
-    hyperparameters: Mapping[str, Any],
-    shape: tuple[int, int, int],
-    precision: str = "float32",
-    *,
-    device: torch.device,
-    held_bytes: float = 0,
-    name: str = "",
-) -> None:
-    """Refuse a registration that the device has no memory for; see :func:`require_memory`."""
-    _require(Job(algorithm, hyperparameters, shape, None, precision, name), device, held_bytes)
-
-
-def _require(job: Job, device: torch.device, held: float) -> None:
-    free = free_memory(device)
-    if job.most() + held + PROCESS <= free:
+    job, free = Job(algorithm, hyperparameters, shape, dict(training), name=name), free_memory(device)
+    if job.most() + held_bytes + PROCESS <= free:
         return
     needed = _counted(job, device)
-    if needed is not None and needed + held + PROCESS > free:
-        raise _too_little(job, device, held, free, needed)
+    if needed is not None and needed + held_bytes + PROCESS > free:
+        raise _too_little(job, device, held_bytes, free, needed)
 
 
 def out_of_memory(
