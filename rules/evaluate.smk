@@ -15,10 +15,11 @@ rule score_shard:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000 + voxels // 1500,
+        mem_mb=1000 + voxels // 6000,
         runtime=60,
     params:
         structures=structure_set,
+        pairs=pairs_of_shard,
         interpolations=configuration.scores.label_interpolation,
         code=code_hash("dmir.metrics"),
     script:

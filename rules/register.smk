@@ -18,7 +18,7 @@ rule register_classical:
         mem_mb=2000 + voxels // 1500,
         runtime=720,
     params:
-        pairs=pairs_of_shard,
+        pairs=registered_pairs,
         settings=settings_of,
         timeout=configuration.timeout_minutes * 60,
         code=method_code,
@@ -48,7 +48,7 @@ rule register_network:
         mem_mb=2000 + voxels // 500,
         runtime=120,
     params:
-        pairs=pairs_of_shard,
+        pairs=registered_pairs,
         expected=expected_weights,
         refinement=refinement_of_method,
         code=method_code,

@@ -7,11 +7,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from dmir.errors import InputError
-from dmir.fields import integrate, pair_field, save_field
+from dmir.fields import integrate, invert, pair_field, save_field
 from dmir.metrics import (
     dice,
     endpoint_error,
     hd95,
+    inverse_consistency_error,
     nondiffeomorphic_volume,
     nonpositive_jacobian,
     score_pair,
@@ -326,6 +327,7 @@ PAIR_COLUMNS = {
     "tc_deviation_linear",
     "endpoint_error",
     "endpoint_error_p95",
+    "inverse_consistency_error",
     "labels_missing",
     *(f"labels_vanished_{labels}" for labels in ("nearest", "linear")),
     *(
@@ -340,7 +342,7 @@ def test_the_scores_of_no_deformation():
     labels = blobs(1)
     zero = np.zeros((3, *SHAPE), np.float32)
     table, pair = score_pair(
-        zero, np.diag([2.0, 2.0, 2.0, 1.0]), labels, labels, structure_set(range(1, 6)), truth=zero
+        zero, np.diag([2.0, 2.0, 2.0, 1.0]), labels, labels, structure_set(range(1, 6)), truth=zero, backward=zero
     )
     assert list(table.columns) == STRUCTURE_COLUMNS
     assert set(pair) == PAIR_COLUMNS
@@ -505,6 +507,51 @@ def test_fields_in_files_score_as_in_memory(ending, tmp_path):
     assert set(tables["moving"]) == {"m"}
     assert list(tables.columns)[5:] == STRUCTURE_COLUMNS
     np.testing.assert_array_equal(tables["dice"], other_table["dice"])
+
+
+def test_there_and_back_ends_at_the_start_for_inverse_fields():
+    """u and its inverse: 0. A shift by 2 voxels of 1.5 mm without a way back: 3 mm. Both shifts alike: 6 mm."""
+    affine = np.diag([1.5, 2.0, 2.5, 1.0])
+    inside = np.zeros(SHAPE, bool)
+    inside[6:-6, 6:-6, 6:-6] = True
+    smooth = 2 * np.sin(np.indices(SHAPE) / 4).astype(np.float32)
+    back = invert(torch.from_numpy(smooth)[None], iterations=200, tolerance=1e-6)[0].numpy()
+    assert inverse_consistency_error(back, smooth, affine, inside).max() < 1e-3
+    assert inverse_consistency_error(smooth, back, affine, inside).mean() < 0.1  # interpolated between voxels
+    shift = np.zeros((3, *SHAPE), np.float32)
+    shift[0] = 2
+    for backward, expected in ((-shift, 0), (np.zeros_like(shift), 3), (shift, 6)):
+        error = inverse_consistency_error(shift, backward, affine, inside)
+        assert error == pytest.approx(np.full(inside.sum(), expected), abs=1e-5)
+    labels = blobs(1)
+    _, pair = score_pair(shift, affine, labels, labels, structure_set([1, 2]), backward=np.zeros_like(shift))
+    assert pair["inverse_consistency_error"] == pytest.approx(3, abs=1e-5)
+
+
+def test_a_pair_registered_both_ways_is_scored_once_and_there_and_back(tmp_path):
+    affine, labels = np.diag([2.0, 2.0, 2.0, 1.0]), blobs(1)
+    first, second = load_structures("oasis28").ids[:2]
+    labels = np.select([labels == 1, labels == 2], [first, second]).astype(np.int32)
+    write_volume(tmp_path / "labels.nii.gz", Volume(labels, affine))
+    shift = np.zeros((3, *SHAPE), np.float32)
+    shift[1] = 0.75
+    for moving, fixed in (("m", "f"), ("f", "m"), ("n", "f")):
+        save_field(pair_field(tmp_path, moving, fixed), shift, affine)
+    record = {"cohort": "c", "method": "syn", "model": "none", "status": "ok", "reason": "", "seconds": 2.5}
+    registered = [record | {"moving": m, "fixed": f} for m, f in (("m", "f"), ("f", "m"), ("n", "f"))]
+    pd.DataFrame(registered).to_csv(tmp_path / "records.csv", index=False)
+    _, pairs = score_shard(
+        tmp_path / "records.csv",
+        fields=tmp_path,
+        labels=dict.fromkeys("mnf", tmp_path / "labels.nii.gz"),
+        truths={},
+        structures="oasis28",
+        pairs=[["m", "f"], ["n", "f"]],
+        topology=False,
+    )
+    assert list(zip(pairs["moving"], pairs["fixed"], strict=True)) == [("m", "f"), ("n", "f")]
+    assert pairs["inverse_consistency_error"][0] == pytest.approx(3, abs=1e-3)  # 1.5 voxels of 2 mm
+    assert np.isnan(pairs["inverse_consistency_error"][1])  # nobody registered it backward
 
 
 def test_the_plain_field_of_a_pair_comes_before_a_compressed_one(tmp_path):

@@ -109,7 +109,7 @@ def test_the_plan_counts_what_the_pipeline_does(small, fast):
     rows = found.table().set_index(["stage", "what"])
     assert rows.loc[("preprocess", "simulated"), "jobs"] == 9
     assert rows.loc[("train", "voxelmorph"), ["jobs", "number"]].tolist() == [2, 20]
-    assert rows.loc[("register", "syn on simulated"), ["jobs", "number"]].tolist() == [2, 4]
+    assert rows.loc[("register", "syn on simulated"), ["jobs", "number"]].tolist() == [2, 8]  # there and back
     assert rows.loc[("register", "voxelmorph on donors"), ["jobs", "number"]].tolist() == [4, 10]
     # affine, syn and elastix once, the network and its refinement once a seed
     assert rows.loc[("score", "simulated"), ["jobs", "number"]].tolist() == [2 * 7, 4 * 7]
@@ -201,7 +201,7 @@ def test_json_holds_everything(small, fast, capsys):
 
 
 def test_a_pair_that_takes_longer_than_its_limit_is_a_note():
-    size = planning.CohortSize({"test": 1, "atlas": 1}, 1, 1, "data")
+    size = planning.CohortSize({"test": 1, "atlas": 1}, 1, 1, 1, "data")
     paper = read_config(ROOT / "config" / "paper.yaml")
     configuration = paper.model_copy(update={"timeout_minutes": 100})
     cpu = torch.device("cpu")

@@ -18,6 +18,7 @@ with job(snakemake.log[0], snakemake.threads):
         labels={Path(path).parent.name: path for path in files.labels},
         truths={Path(path).parent.name: path for path in files.truths},
         structures=snakemake.params.structures,
+        pairs=snakemake.params.pairs,
         interpolations=snakemake.params.interpolations,
     )
     for table, output in ((structures, snakemake.output.structures), (pairs, snakemake.output.pairs)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dmir.metrics.endpoint import endpoint_error
+from dmir.metrics.endpoint import endpoint_error, inverse_consistency_error
 from dmir.metrics.folding import measure_folding, nondiffeomorphic_volume, nonpositive_jacobian, sdlogj
 from dmir.metrics.overlap import dice, volume_ratio
 from dmir.metrics.score import score_pair
@@ -15,6 +15,7 @@ __all__ = [
     "endpoint_error",
     "fold_free_part",
     "hd95",
+    "inverse_consistency_error",
     "measure_folding",
     "nondiffeomorphic_volume",
     "nonpositive_jacobian",

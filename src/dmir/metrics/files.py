@@ -26,6 +26,7 @@ def score_files(
     structures: str | StructureSet,
     *,
     truth: str | Path | np.ndarray | None = None,
+    backward: str | Path | None = None,
     interpolations: Sequence[str] = ("nearest", "linear"),
     topology: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -33,9 +34,9 @@ def score_files(
 
     Parameters
     ----------
-    field, truth
+    field, truth, backward
         Displacement fields as ITK and ANTs write them, on the grid of ``fixed_labels``; the truth may also be given
-        as (3, D, H, W) in voxels.
+        as (3, D, H, W) in voxels. ``backward`` is of the same scans with moving and fixed exchanged.
     moving_labels, fixed_labels
         Label maps; the moving one may lie on a grid of its own.
     structures
@@ -61,6 +62,10 @@ def score_files(
     if isinstance(truth, str | Path):
         true_field, true_affine = load_field(truth)
         _require_grid(fixed, true_field, true_affine, fixed_labels, truth)
+    back = None
+    if backward is not None:
+        back, back_affine = load_field(backward)
+        _require_grid(fixed, back, back_affine, fixed_labels, backward)
     return score_pair(
         displacement,
         affine,
@@ -69,6 +74,7 @@ def score_files(
         chosen,
         moving_affine=moving.affine,
         truth=true_field,
+        backward=back,
         interpolations=tuple(interpolations),
         topology=topology,
     )
@@ -81,10 +87,13 @@ def score_shard(
     labels: Mapping[str, str | Path],
     truths: Mapping[str, str | Path],
     structures: str,
+    pairs: Sequence[Sequence[str]] | None = None,
     interpolations: Sequence[str] = ("nearest", "linear"),
     topology: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score all pairs of a shard; one that failed keeps its record with no scores.
+
+    Where a pair was registered the other way round too, its field there and back is scored beside the rest.
 
     Parameters
     ----------
@@ -96,6 +105,8 @@ def score_shard(
         Label map and, for simulated scans, true field by scan.
     structures
         Name of the structure set.
+    pairs
+        (moving, fixed) of the pairs that are scored; all that were registered by default.
     interpolations, topology
         As for :func:`dmir.metrics.score_pair`.
 
@@ -109,10 +120,14 @@ def score_shard(
     # a scan may be called 007, and an empty reason is no missing one
     numbers = {name: [""] for name in ("seconds", "read_seconds", "write_seconds", "peak_memory_mb")}
     texts = dict.fromkeys((*PAIR_KEYS, "status", "reason", "device"), str)
-    pairs = pd.read_csv(records, keep_default_na=False, na_values=numbers, dtype=texts)
-    for row in pairs.to_dict("records"):
+    registered = pd.read_csv(records, keep_default_na=False, na_values=numbers, dtype=texts)
+    wanted = None if pairs is None else {(moving, fixed) for moving, fixed in pairs}
+    for row in registered.to_dict("records"):
         record = {str(key): value for key, value in row.items()}
         moving, fixed = str(record["moving"]), str(record["fixed"])
+        if wanted is not None and (moving, fixed) not in wanted:
+            continue
+        backward = pair_field(fields, fixed, moving)
         scores: dict[str, Any] = {}
         if record["status"] == "ok":
             table, scores = score_files(
@@ -121,6 +136,7 @@ def score_shard(
                 labels[fixed],
                 chosen,
                 truth=truth_of_pair(truths, moving, fixed),
+                backward=backward if backward.is_file() else None,
                 interpolations=interpolations,
                 topology=topology,
             )

@@ -11,7 +11,7 @@ import torch
 
 from dmir.errors import InputError
 from dmir.fields import onto_moving_grid, warp_labels_each
-from dmir.metrics.endpoint import endpoint_error
+from dmir.metrics.endpoint import endpoint_error, inverse_consistency_error
 from dmir.metrics.folding import measure_folding
 from dmir.metrics.overlap import dice_of_counts, joint_counts, positions, volume_ratio_of_counts, voxel_counts
 from dmir.metrics.surface import hd95_of_positions
@@ -32,6 +32,7 @@ def score_pair(
     moving_affine: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     truth: np.ndarray | None = None,
+    backward: np.ndarray | None = None,
     interpolations: Sequence[str] = ("nearest", "linear"),
     topology: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -53,6 +54,8 @@ def score_pair(
         bool (D, H, W), where the field is judged; by default where the fixed label map is not 0.
     truth
         True field (3, D, H, W) in voxels.
+    backward
+        The method's field for the same scans with moving and fixed exchanged, (3, D, H, W) in voxels.
     interpolations
         How labels are warped: ``"nearest"``, ``"linear"`` (one-hot linear + argmax), or both.
     topology
@@ -63,7 +66,8 @@ def score_pair(
     structures, pair
         A row a (structure, interpolation): structure, name, labels, dice, hd95 (mm), volume_ratio and the changes of
         components, tunnels and cavities. And the scores of the pair: folding (%), SDlogJ, TC, changes of topology
-        beside those of a fold-free field, endpoint error (mm; NaN without a truth), how many structures are missing
+        beside those of a fold-free field, endpoint error (mm; NaN without a truth), inverse consistency error (mm; NaN
+        without a field backward), how many structures are missing
         from a scan and how many vanish when they are warped.
 
     Raises
@@ -93,9 +97,7 @@ def score_pair(
         names = [structures.names[i] for i in structures.ids]
         rows = {"structure": structures.ids, "name": names, "labels": interpolation}
         tables.append(pd.DataFrame({**rows, **columns}))
-    error = endpoint_error(displacement, truth, affine, inside) if truth is not None else np.array([np.nan])
-    pair["endpoint_error"] = float(error.mean())
-    pair["endpoint_error_p95"] = float(np.percentile(error, 95))
+    pair |= _distances(displacement, affine, inside, truth, backward)
     pair["labels_missing"] = int(tables[0]["dice"].isna().sum())
     return pd.concat(tables, ignore_index=True), pair
 
@@ -169,6 +171,24 @@ def _folding_scores(displacement: np.ndarray, inside: np.ndarray) -> dict[str, A
         "nonpositive_jacobian_central": found.nonpositive_central,
         "nondiffeomorphic_volume": found.nondiffeomorphic_volume,
         "sdlogj": found.sdlogj,
+    }
+
+
+def _distances(
+    displacement: np.ndarray,
+    affine: np.ndarray,
+    inside: np.ndarray,
+    truth: np.ndarray | None,
+    backward: np.ndarray | None,
+) -> dict[str, float]:
+    """Return mean and 95th percentile of the distances in mm, NaN where there is nothing to compare with."""
+    unknown = np.array([np.nan])
+    error = unknown if truth is None else endpoint_error(displacement, truth, affine, inside)
+    loop = unknown if backward is None else inverse_consistency_error(displacement, backward, affine, inside)
+    return {
+        "endpoint_error": float(error.mean()),
+        "endpoint_error_p95": float(np.percentile(error, 95)),
+        "inverse_consistency_error": float(loop.mean()),
     }
 
 

@@ -25,7 +25,9 @@ class CohortSize:
     scans
         Number by split: train, val, test, atlas.
     pairs
-        That are registered; 0 where the cohort is only trained on.
+        That are compared; 0 where the cohort is only trained on.
+    registrations
+        Of a method on them: twice as many where each pair is registered the other way round too.
     shards
         Jobs that they are divided into.
     known_from
@@ -36,6 +38,7 @@ class CohortSize:
 
     scans: dict[str, int]
     pairs: int
+    registrations: int
     shards: int
     known_from: str
     problem: str = ""
@@ -65,11 +68,13 @@ def cohort_size(configuration: Config, name: str) -> CohortSize:
         problem = str(error)
         planned, known_from = _planned_table(parameters["split"]), "split"
         if planned is None:
-            return CohortSize({}, 0, 0, "nothing", problem)
+            return CohortSize({}, 0, 0, 0, "nothing", problem)
         table = planned
     pairs = _pairs(table, parameters["pairs"]) if name in configuration.test_on else 0
     scans = {str(split): int(count) for split, count in table["split"].value_counts(sort=False).items()}
-    return CohortSize(scans, pairs, math.ceil(pairs / configuration.pairs_per_job), known_from, problem)
+    shards = math.ceil(pairs / configuration.pairs_per_job)
+    both_ways = configuration.scores.inverse_consistency and configuration.cohorts[name].source == "simulated"
+    return CohortSize(scans, pairs, 2 * pairs if both_ways else pairs, shards, known_from, problem)
 
 
 def _planned_table(split: str | Path | None) -> pd.DataFrame | None:

@@ -423,8 +423,8 @@ class _Planner:
     def disk(self) -> dict[str, float]:
         """Return what lies on the disk at most, 10^9 bytes, before compression."""
         field_gb, configuration = 12 * self.voxels / 1e9, self.configuration
-        pairs = sum(self.sizes[name].pairs for name in configuration.test_on)
-        fields = field_gb * pairs * self.runs if configuration.keep_fields else field_gb * configuration.pairs_per_job
+        made = self.runs * sum(self.sizes[name].registrations for name in configuration.test_on)
+        fields = field_gb * (made if configuration.keep_fields else configuration.pairs_per_job)
         named = "all fields, kept" if configuration.keep_fields else "fields of each shard that is being worked on"
         return {
             "one field": field_gb,
@@ -475,7 +475,8 @@ class _Planner:
             basis = "constant" if answer is None else "scaled"
         each += self._writing(cohort)
         what = f"{method} on {cohort}"
-        return Stage("register", what, size.shards, size.pairs, "pair", each, basis, memory_gb=memory, note=note)
+        number = size.registrations
+        return Stage("register", what, size.shards, number, "pair", each, basis, memory_gb=memory, note=note)
 
     def _learned(self, method: str, of: str, cohort: str, size: CohortSize) -> Stage:
         cost, found, seeds = self.costs[of], self.seconds[of], len(self.configuration.seeds)
@@ -494,7 +495,7 @@ class _Planner:
             "register",
             f"{method} on {cohort}",
             size.shards * seeds,
-            size.pairs * seeds,
+            size.registrations * seeds,
             "pair",
             **seconds,
             memory_gb=(max(cost.inference.peak_mb, cost.objective.peak_mb if note else 0.0) * 1e6 + PROCESS) / 1e9,
