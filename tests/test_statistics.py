@@ -346,7 +346,7 @@ def test_the_figure_names_methods_subjects_and_tests(tmp_path):
             extent = text.get_window_extent(renderer)
             assert extent.x0 >= 0 and extent.y0 >= 0 and extent.x1 <= figure.bbox.x1 and extent.y1 <= figure.bbox.y1
     assert figure.get_figwidth() == 3.5  # a column
-    assert [path.suffix for path in save_figure(figure, tmp_path / "cd")] == [".png", ".svg"]
+    assert [path.suffix for path in save_figure(figure, tmp_path / "cd")] == [".png", ".svg", ".pdf"]
 
 
 @pytest.mark.parametrize(("subjects", "methods"), [(1, 4), (5, 2)])
@@ -355,7 +355,7 @@ def test_no_ranking_says_why(subjects, methods, tmp_path):
     figure = critical_difference_figure(*cohort(subjects, shifts), list(shifts))
     assert len(texts(figure)) == 1
     assert "c1: no ranking" in texts(figure)[0] and f"there are {methods} and {subjects}" in texts(figure)[0]
-    assert len(save_figure(figure, tmp_path / "cd")) == 2
+    assert len(save_figure(figure, tmp_path / "cd")) == 3
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     scans.add_argument("folder", type=Path)
     scans.set_defaults(run=_scans)
 
-    check = commands.add_parser("check", help="tell what is wrong with a configuration before anything runs")
-    check.add_argument("config", type=Path)
+    check = commands.add_parser(
+        "check", help="tell what is wrong with a configuration before anything runs, or whether results still agree"
+    )
+    check.add_argument("path", type=Path, metavar="CONFIG|RESULTS", help="a configuration, or a folder of results")
+    check.add_argument(
+        "--config", type=Path, help="what the results should be of (default: the configuration of their last run)"
+    )
     check.set_defaults(run=_check)
 
     plan = commands.add_parser("plan", help="tell what a configuration will cost: jobs, hours, memory, disk")
@@ -215,10 +220,40 @@ def _scans(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.path.is_dir():
+        _check_results(options.path, options.config)
+    elif options.config is not None:
+        raise InputError(options.path, found="no folder", expected="a folder of results beside --config")
+    else:
+        _check_configuration(options.path)
+
+
+def _check_results(results: Path, config: Path | None) -> None:
+    """Print a line a table or figure; those that no longer agree are an error."""
+    from dmir.config import read_config
+    from dmir.report.agreement import check_results
+
+    found = check_results(results, None if config is None else read_config(config))
+    for product in found:
+        print(f"{product.name}: {'; '.join(product.problems) or 'agrees'}")
+    for unknown in dict.fromkeys(line for product in found for line in product.unknown):
+        print(f"could not be compared: {unknown}")
+    stale = sum(bool(product.problems) for product in found)
+    if stale:
+        raise InputError(
+            results,
+            found=f"{stale} of {len(found)} tables and figures that do not agree with what they were made from",
+            expected="all to agree",
+            remedy="Run snakemake again: it makes anew what is out of date. Delete first what was changed by hand.",
+        )
+    print(f"{results}: {len(found)} tables and figures agree with configuration, code, data and weights")
+
+
+def _check_configuration(path: Path) -> None:
     from dmir.cohorts import check_unseen
     from dmir.config import ConfigError, Network, read_config
 
-    configuration = read_config(options.config)
+    configuration = read_config(path)
     problems, tables = [], {}
     for name in dict.fromkeys([configuration.train_on, *configuration.test_on]):
         try:
@@ -236,8 +271,8 @@ def _check(options: argparse.Namespace) -> None:
         if isinstance(settings, Network):
             problems += _building(name, settings.algorithm, settings.network, configuration.grid.shape)
     if problems:
-        raise ConfigError(str(options.config), problems)
-    print(f"{options.config}: nothing wrong found")
+        raise ConfigError(str(path), problems)
+    print(f"{path}: nothing wrong found")
 
 
 def _listed(configuration: Config, name: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a result depends on: the hash of the code that made it.
+"""What a result depends on: hashes of the code that made it, of files and of values.
 
 A workflow manager sees the script that it runs, not the library that the script imports. ``code_hash`` follows the
 imports, so that a change in one module reruns what depends on that module and nothing else. Comments, docstrings and
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).parent
+LENGTH = 16  # hexadecimal digits: 64 bits tell files of one project apart
 
 
 def code_hash(*modules: str) -> str:
@@ -30,7 +33,34 @@ def code_hash(*modules: str) -> str:
     digest = hashlib.sha256()
     for name in sorted(imported_modules(*modules)):
         digest.update(f"{name}\0{_meaning(_file(name))}\0".encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:LENGTH]
+
+
+def code_record(*modules: str) -> dict[str, Any]:
+    """Return modules with their :func:`code_hash`: what a job that tells its origin is given."""
+    return {"modules": list(modules), "hash": code_hash(*modules)}
+
+
+def module_hashes(*modules: str) -> dict[str, str]:
+    """Return the hash of each module that :func:`code_hash` counts, by its name."""
+    return {
+        name: hashlib.sha256(_meaning(_file(name)).encode()).hexdigest()[:LENGTH]
+        for name in sorted(imported_modules(*modules))
+    }
+
+
+def file_hash(path: str | Path) -> str:
+    """Return a hash of what is in a file; of a folder, of the names and contents of its files."""
+    path = Path(path)
+    if path.is_dir():
+        return value_hash({p.relative_to(path).as_posix(): file_hash(p) for p in path.rglob("*") if p.is_file()})
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
+
+
+def value_hash(value: Any) -> str:
+    """Return a hash of numbers, texts, lists and dicts; the order of a dict's keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:LENGTH]
 
 
 def imported_modules(*modules: str) -> set[str]:

@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dmir.report.origin import Origin, write_sidecar
 from dmir.volumes import atomic_path
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) and a grey: told apart with any colour vision
@@ -56,7 +57,7 @@ RC: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-SVG_RC: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dmir"}
+VECTOR_RC: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dmir", "pdf.fonttype": 42}
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
@@ -91,8 +92,8 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> Figu
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as .png (200 dpi) and .svg (text stays text), each all at once.
+def save_figure(figure: Figure, path: str | Path, *, origin: Origin | None = None) -> list[Path]:
+    """Write a figure as .png (200 dpi), .svg (text stays text) and .pdf (fonts inside), each all at once.
 
     No date and no random identifiers go in: equal figures are equal files.
 
@@ -100,18 +101,29 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     ----------
     path
         Without a suffix.
+    origin
+        What the figure was made from: a line in each file, and a sidecar ``.json`` for all.
 
     Returns
     -------
     list of Path
-        The two files.
+        The files, in this order.
     """
     path = Path(path)
     written = []
-    with mpl.rc_context(SVG_RC):
-        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+    with mpl.rc_context(VECTOR_RC):
+        for suffix, metadata in _metadata("" if origin is None else origin.line()).items():
             target = path.with_name(path.name + suffix)
             with atomic_path(target) as temporary:
                 figure.savefig(temporary, format=suffix[1:], dpi=200, metadata=metadata)
             written.append(target)
-    return written
+    return written if origin is None else [*written, write_sidecar(origin, path, written)]
+
+
+def _metadata(line: str) -> dict[str, dict[str, str | None]]:
+    """Return what each format says about itself: the origin, and neither program nor date."""
+    return {
+        ".png": {"Software": None, **({"Description": line} if line else {})},
+        ".svg": {"Date": None, "Creator": None, **({"Description": line} if line else {})},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None, **({"Subject": line} if line else {})},
+    }

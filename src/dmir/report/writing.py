@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from dmir.report.columns import score_name
 from dmir.report.layout import Mark, Sheet, lay_out
+from dmir.report.origin import Origin, write_sidecar
 from dmir.volumes import atomic_path
 
 TERMINAL_COLUMNS = (
@@ -37,6 +38,9 @@ TEX = {
     "$": r"\$",
     "#": r"\#",
     "_": r"\_",
+    "[": "{[}",  # after the \\ of a row a bracket or a star would be its argument
+    "]": "{]}",
+    "*": "{*}",
     "{": r"\{",
     "}": r"\}",
     "~": r"\textasciitilde{}",
@@ -163,7 +167,13 @@ def _sheet(table: pd.DataFrame, across: bool) -> Sheet:
 
 
 def write_table(
-    table: pd.DataFrame, path: str | Path, caption: str = "", note: str = "", *, across: bool | None = None
+    table: pd.DataFrame,
+    path: str | Path,
+    caption: str = "",
+    note: str = "",
+    *,
+    across: bool | None = None,
+    origin: Origin | None = None,
 ) -> list[Path]:
     """Write a table as .csv (full precision), .md, .tex and .html (rounded), each all at once.
 
@@ -179,11 +189,13 @@ def write_table(
         One line above and paragraphs below, plain text.
     across
         Rank along rows instead of down columns; by default what the table itself says.
+    origin
+        What the table was made from: a line in each file but the .csv, and a sidecar ``.json`` for all four.
 
     Returns
     -------
     list of Path
-        The four files, in this order.
+        The files, in this order.
     """
     path = Path(path)
     across = bool(table.attrs.get("across", False)) if across is None else across
@@ -199,9 +211,15 @@ def write_table(
     for suffix, text in texts.items():
         target = path.with_name(path.name + suffix)
         with atomic_path(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text + _told(origin, suffix), encoding="utf-8")
         written.append(target)
-    return written
+    return written if origin is None else [*written, write_sidecar(origin, path, written)]
+
+
+def _told(origin: Origin | None, suffix: str) -> str:
+    """Return the origin as a comment of a format; a CSV has no comments."""
+    comments = {".md": "\n<!-- {} -->\n", ".tex": "% {}\n", ".html": "<!-- {} -->\n"}
+    return "" if origin is None or suffix not in comments else comments[suffix].format(origin.line())
 
 
 def format_for_terminal(table: pd.DataFrame) -> str:
