@@ -49,7 +49,8 @@ CAPTIONS = sorted((Path(__file__).parents[1] / "workflow" / "report").glob("*.rs
 COMPARISON_COLUMNS = [
     "cohort", "method", "models", "n", "failed", "labels", "dice", "dice_sd", "dice_seed_sd", "dice_linear",
     "hd95", "hd95_sd", "nonpositive_jacobian_forward", "nonpositive_jacobian_central", "nondiffeomorphic_volume",
-    "sdlogj", "tc", "tc_deviation", "endpoint_error", "endpoint_error_sd", "seconds", "peak_memory_mb",
+    "sdlogj", "tc", "tc_deviation", "endpoint_error", "endpoint_error_sd", "inverse_consistency_error", "seconds",
+    "peak_memory_mb",
 ]  # fmt: skip
 
 
@@ -533,15 +534,40 @@ def test_box_plot_needs_one_cohort_and_a_score(two_methods):
 
 
 def test_tradeoffs_show_every_method_where_it_is(comparison):
+    first = comparison[comparison["cohort"] == "c1"]
     for draw, column in ((dice_against_time, "seconds"), (dice_against_folding, "nonpositive_jacobian_forward")):
         figure = draw(comparison)
         assert [axis.get_title(loc="left") for axis in figure.axes] == ["c1", "c2"]
-        first = comparison[comparison["cohort"] == "c1"]
-        shown = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in figure.axes[0].lines]
-        assert shown == list(zip(first[column], first["dice"], strict=True))
+        points = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+        shown = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in points}
+        drawn = first[first["method"] != "affine"] if column == "seconds" else first[first[column] > 0]
+        assert shown >= set(zip(drawn[column], drawn["dice"], strict=True))
+        assert len(points) == (len(drawn) if column == "seconds" else len(first))
         low, high = figure.axes[0].get_xlim()
-        assert low < comparison[column].min()
-        assert high > comparison[column].max()
+        assert low < drawn[column].min()
+        assert high > drawn[column].max()
+
+
+def test_methods_without_a_fold_stand_side_by_side_about_zero(comparison):
+    column = "nonpositive_jacobian_forward"
+    one = comparison[comparison["cohort"] == "c1"].head(1)
+    folding = {"syn": 0.0, "caml": 0.0, "elastix": 0.02, "voxelmorph": 0.5}
+    table = pd.concat([one.assign(**{"method": name, column: value}) for name, value in folding.items()])
+    axis = dice_against_folding(table).axes[0]
+    places = [float(line.get_xdata()[0]) for line in axis.lines]
+    assert places == [-0.005, 0.005, 0.02, 0.5]
+    assert axis.get_xlim()[0] < -0.005
+
+
+def test_what_takes_no_time_is_a_line_and_does_not_stretch_the_axis(comparison):
+    one = comparison[comparison["cohort"] == "c1"].head(1)
+    seconds = {"affine": 1e-4, "syn": 13.5, "caml": 0.4}
+    table = pd.concat([one.assign(method=name, seconds=value) for name, value in seconds.items()])
+    figure = dice_against_time(table)
+    assert figure.axes[0].get_xlim() == (0.1, 100)
+    across = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert [line.get_ydata()[0] for line in across] == [one["dice"].iloc[0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Affine only", "SyN", "Proposed"]
 
 
 def _example(method: str = "syn", affine: np.ndarray | None = None, seed: int = 0) -> Example:
@@ -696,7 +722,7 @@ def test_cross_cohort_table_sets_gains_against_each_other():
         ("home", "affine", 0.60), ("home", "syn", 0.80), ("home", "caml", 0.70), ("home", "worse", 0.605),
         ("away", "affine", 0.40), ("away", "syn", 0.55), ("away", "caml", 0.45), ("away", "worse", 0.41),
     ]  # fmt: skip
-    columns = {"n": 4, "dice_sd": 0.01, "labels": "nearest", "nonpositive_jacobian_forward": 0.0}
+    columns = {"n": 4, "failed": 0, "dice_sd": 0.01, "labels": "nearest", "nonpositive_jacobian_forward": 0.0}
     comparison = pd.DataFrame(rows, columns=["cohort", "method", "dice"]).assign(**columns)
     table = cross_cohort_table(comparison, "home").set_index("method")
     assert set(table["cohort"]) == {"away"}
@@ -778,10 +804,10 @@ def test_qualitative_figure_refuses_what_does_not_belong_together(anatomy):
 
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
 def test_captions_render_without_complaint(path):
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.Undefined)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     job = SimpleNamespace(
-        wildcards=SimpleNamespace(cohort="oasis", scan="sub-1"),
-        params=SimpleNamespace(structures="oasis28", labels="nearest", plane="axial"),
+        wildcards=SimpleNamespace(cohort="oasis", moving="sub-1", fixed="atlas", study="ablation"),
+        params=SimpleNamespace(structures="oasis28", labels="nearest", reference="caml"),
         config={"methods": ["syn", "caml"], "train_on": "oasis", "test_on": ["oasis", "lpba40"]},
     )
     text = environment.from_string(path.read_text()).render(snakemake=job)

@@ -7,6 +7,7 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     import pandas as pd
 
+    from dmir.report.origin import origin_of
     from dmir.report.tables import comparison_table, mark_differences
     from dmir.report.writing import write_table
 
@@ -15,8 +16,11 @@ with job(snakemake.log[0], snakemake.threads):
         pd.read_parquet(snakemake.input.pairs),
         snakemake.params.methods,
         snakemake.params.labels,
+        sources=snakemake.params.sources,
     )
     names = {"cohort": str, "method": str}
     statistics = pd.concat([pd.read_csv(path, dtype=names) for path in snakemake.input.statistics], ignore_index=True)
     table = mark_differences(table, statistics, snakemake.params.reference)
-    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption="Comparison of the registration methods.")
+    caption = "Comparison of the registration methods."
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption, origin=origin)

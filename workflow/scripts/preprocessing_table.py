@@ -7,9 +7,12 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     import pandas as pd
 
+    from dmir.report.origin import origin_of
     from dmir.report.preprocessing import preprocessing_table
     from dmir.report.writing import write_table
 
     qualities = {Path(path).parent.name: pd.read_csv(path) for path in snakemake.input.quality}
     table = preprocessing_table(qualities, snakemake.params.left_out)
-    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption="Preprocessing of every cohort.")
+    caption = "Preprocessing of every cohort."
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption, origin=origin)

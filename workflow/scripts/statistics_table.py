@@ -7,6 +7,7 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     import pandas as pd
 
+    from dmir.report.origin import origin_of
     from dmir.report.statistics import statistics_table
     from dmir.report.writing import write_table
 
@@ -22,4 +23,5 @@ with job(snakemake.log[0], snakemake.threads):
         resamples=snakemake.params.resamples,
     )
     caption = f"Differences between the methods, {cohort}."
-    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption)
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption, origin=origin)

@@ -9,6 +9,7 @@ with job(snakemake.log[0], snakemake.threads):
 
     import pandas as pd
 
+    from dmir.report.origin import origin_of
     from dmir.report.studies import study_table
     from dmir.report.writing import write_table
 
@@ -23,4 +24,6 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.params.labels,
     )
     captions = {"ablation": "Ablation: every combination of the parts.", "lambda_study": "The regularisation's weight."}
-    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=captions[snakemake.wildcards.study])
+    caption = captions[snakemake.wildcards.study]
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption, origin=origin)

@@ -8,6 +8,7 @@ with job(snakemake.log[0], snakemake.threads):
     import json
 
     from dmir.report.curves import read_history
+    from dmir.report.origin import origin_of
     from dmir.report.tables import training_table
     from dmir.report.writing import write_table
 
@@ -16,4 +17,6 @@ with job(snakemake.log[0], snakemake.threads):
         records = json.loads(Path(summary).read_text())
         models[history.parts[-3], history.parts[-2]] = read_history(history), records
     caption = f"Trainings on {snakemake.wildcards.cohort}."
-    write_table(training_table(models), Path(snakemake.output.csv).with_suffix(""), caption=caption)
+    table = training_table(models)
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    write_table(table, Path(snakemake.output.csv).with_suffix(""), caption=caption, origin=origin)

@@ -25,10 +25,15 @@ class Sheet:
     breaks: frozenset[int]  # rows before which a rule is drawn
 
 
-def rounded(value: float, digits: int | None) -> str:
-    """Return a number as it is printed; empty for NaN, ``<0.001`` for what is not zero but rounds to it."""
+def rounded(value: float, digits: int | None, least: float = 0.0) -> str:
+    """Return a number as it is printed; empty for NaN, ``<0.001`` for what is not zero but rounds to it.
+
+    What is positive and below ``least`` shows as ``<least``.
+    """
     if math.isnan(value):
         return ""
+    if 0 < value < least:
+        return f"<{least:g}"
     if digits is None:
         if value != 0 and abs(value) < 1e-4:
             return f"{value:.2e}"
@@ -41,7 +46,7 @@ def rounded(value: float, digits: int | None) -> str:
 
 def _displayed(value: float, column: Column) -> float:
     """Return what a cell is ranked by: its printed value, so that cells that read the same rank the same."""
-    text = rounded(value, column.digits)
+    text = rounded(value, column.digits, column.least)
     if not text:
         return math.nan
     shown = float(text.lstrip("<>")) / 2 if text[0] in "<>" else float(text)
@@ -65,7 +70,11 @@ def _text(value: Any, column: Column) -> str:
         return "✓" if value else ""
     if value is None or value is pd.NA:
         return ""
-    return rounded(value, column.digits) if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if not column.rounds:
+        return "" if math.isnan(value) else f"{value:g}"
+    return rounded(value, column.digits, column.least)
 
 
 def _shown_columns(table: pd.DataFrame) -> list[str]:
@@ -75,12 +84,17 @@ def _shown_columns(table: pd.DataFrame) -> list[str]:
         series = table[name]
         joins_its_mean = name.endswith("_sd") and name.removesuffix("_sd") in table.columns
         empty = len(table) > 0 and bool(series.isna().all())
-        told_elsewhere = name == "labels"  # in the headers
+        told_elsewhere = name == "labels" and len(_schemes(table)) < 2  # in the headers
         one_model_each = name == "models" and not series.astype(str).str.contains(";").any()
         no_failure = name == "failed" and not series.any()
         if not (joins_its_mean or empty or told_elsewhere or one_model_each or no_failure):
             shown.append(name)
     return shown
+
+
+def _schemes(table: pd.DataFrame) -> list[str]:
+    """Return how labels were warped for the numbers of a table: one way, which headers tell, or several."""
+    return sorted(set(table["labels"].dropna().astype(str))) if "labels" in table else []
 
 
 def _column(name: str, table: pd.DataFrame, across: bool) -> Column:
@@ -92,11 +106,11 @@ def _column(name: str, table: pd.DataFrame, across: bool) -> Column:
 
 
 def _headers(names: list[str], columns: list[Column], table: pd.DataFrame, short: bool, across: bool) -> list[str]:
-    schemes = sorted(set(table["labels"].dropna().astype(str))) if "labels" in table else []
+    schemes = _schemes(table)
     headers = []
     for name, column in zip(names, columns, strict=True):
         header = (column.short or column.header) if short else column.header
-        header = header.replace("{labels}", "/".join(schemes)) if schemes else header.replace(" ({labels})", "")
+        header = header.replace("{labels}", schemes[0]) if len(schemes) == 1 else header.replace(" ({labels})", "")
         if name + "_sd" in table.columns and not table[name + "_sd"].isna().all():
             # the arrow stays last: "Dice (nearest), mean ± sd ↑" reads better than the other order
             arrow = header[-2:] if header[-1:] in "↑↓" else ""
@@ -113,7 +127,8 @@ def lay_out(table: pd.DataFrame, *, across: bool = False, short: bool = False) -
     table
         Columns that :data:`COLUMNS` knows get their header, unit and rounding; others show as they are.
     across
-        Rank the methods along each row (a column a method) instead of down each column within a cohort.
+        Rank the methods along each row (a column a method) instead of down each column within a cohort and, where a
+        table has several, one interpolation of the labels.
     short
         Short headers and method names.
     """
@@ -121,7 +136,7 @@ def lay_out(table: pd.DataFrame, *, across: bool = False, short: bool = False) -
     columns = [_column(name, table, across) for name in names]
     rows = [dict(zip(map(str, table.columns), row, strict=True)) for row in table.itertuples(index=False, name=None)]
     cells = [[_cell(row, name, column, short) for name, column in zip(names, columns, strict=True)] for row in rows]
-    groups = list(table["cohort"].astype(str)) if "cohort" in table else [""] * len(rows)
+    groups = _groups(table)
     marks = _marks_across(rows, names, columns) if across else _marks_down(rows, names, columns, groups)
     return Sheet(
         headers=_headers(names, columns, table, short, across),
@@ -130,6 +145,12 @@ def lay_out(table: pd.DataFrame, *, across: bool = False, short: bool = False) -
         numeric=[bool(pd.api.types.is_numeric_dtype(table[name])) for name in names],
         breaks=frozenset(i for i in range(1, len(rows)) if groups[i] != groups[i - 1]),
     )
+
+
+def _groups(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Return what each row is ranked within, and ruled off by: its cohort and the interpolation of its labels."""
+    keys = [key for key in ("cohort", "labels") if key in table]
+    return list(zip(*(table[key].astype(str) for key in keys), strict=True)) if keys else [()] * len(table)
 
 
 def _cell(row: dict[str, Any], name: str, column: Column, short: bool) -> str:
@@ -144,7 +165,7 @@ def _cell(row: dict[str, Any], name: str, column: Column, short: bool) -> str:
 
 
 def _marks_down(
-    rows: list[dict[str, Any]], names: list[str], columns: list[Column], groups: list[str]
+    rows: list[dict[str, Any]], names: list[str], columns: list[Column], groups: list[tuple[str, ...]]
 ) -> list[list[Mark]]:
     marks: list[list[Mark]] = [[""] * len(names) for _ in rows]
     for j, (name, column) in enumerate(zip(names, columns, strict=True)):

@@ -13,6 +13,7 @@ from dmir.report.names import method_name
 from dmir.report.records import attempted_pairs, check_scores, keep_scored, order_methods
 
 LEVEL = 0.05  # a difference is marked where its adjusted p is below; intervals cover the rest
+AFFINE_NOTE = f"{method_name('affine')} is the starting point of the other methods and is not ranked."
 
 
 def comparison_note(structures: pd.DataFrame, pairs: pd.DataFrame, methods: list[str], primary: str = "nearest") -> str:
@@ -22,24 +23,24 @@ def comparison_note(structures: pd.DataFrame, pairs: pd.DataFrame, methods: list
     missing because a structure is; the devices that time and memory belong to.
     """
     check_scores(structures, pairs, primary)
-    attempts = attempted_pairs(pairs)
+    attempts = attempted_pairs(pairs, methods)
     paragraphs = [
         f"Labels are warped by {primary} interpolation for every method, unless a column names another; "
         "± is the standard deviation over pairs."
     ]
     if (attempts["method"] == "affine").any():
-        paragraphs.append(f"{method_name('affine')} is the starting point of the other methods and is not ranked.")
+        paragraphs.append(AFFINE_NOTE)
     present = structures[structures["labels"] == primary]
     present = keep_scored(present, attempts)
     for cohort, of_cohort in attempts.groupby("cohort", sort=False):
         order = order_methods(of_cohort["method"], methods)
-        paragraphs.append(_failures(cohort, of_cohort, order))
-        paragraphs.append(_absences(cohort, present[present["cohort"] == cohort], order))
+        paragraphs.append(failures_note(cohort, of_cohort, order))
+        paragraphs.append(absences_note(cohort, present[present["cohort"] == cohort], order))
     paragraphs.append(_devices(pairs, methods))
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def _failures(cohort: object, attempts: pd.DataFrame, methods: list[str]) -> str:
+def failures_note(cohort: object, attempts: pd.DataFrame, methods: list[str]) -> str:
     """Say which methods miss pairs: their means are over fewer, perhaps easier, pairs than the others'."""
     parts = []
     for method in methods:
@@ -57,7 +58,7 @@ def _failures(cohort: object, attempts: pd.DataFrame, methods: list[str]) -> str
     return f"{cohort}: pairs scored: {'; '.join(parts)}.{warning}"
 
 
-def _absences(cohort: object, scored: pd.DataFrame, methods: list[str]) -> str:
+def absences_note(cohort: object, scored: pd.DataFrame, methods: list[str]) -> str:
     """Say how many structure scores are NaN because the structure is absent from an image, per method."""
     absent = scored[scored["dice"].isna()]
     if absent.empty:
@@ -67,13 +68,48 @@ def _absences(cohort: object, scored: pd.DataFrame, methods: list[str]) -> str:
         dice = scored.loc[scored["method"] == method, "dice"]
         if len(dice):
             alike.setdefault((int(dice.isna().sum()), len(dice)), []).append(method_name(method))
-    names = sorted(map(str, absent["name"].unique()))
-    which = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    which = listed_names(absent["name"])
     told = "; ".join(
         f"{count} of {total} scores of {'every method' if len(alike) == 1 else ', '.join(group)}"
         for (count, total), group in alike.items()
     )
     return f"{cohort}: structures absent from an image are left out, neither 0 nor 1: {told} ({which})."
+
+
+def counts_note(counts: pd.DataFrame) -> str:
+    """Say which methods have a structure's score in fewer pairs than the table's n, and in how many.
+
+    Parameters
+    ----------
+    counts
+        A row a cohort, structure and method: cohort, name, method, pairs (with the score), n (of any method).
+    """
+    paragraphs = []
+    for cohort, of_cohort in counts.groupby("cohort", sort=False):
+        fewer = of_cohort[of_cohort["pairs"] < of_cohort["n"]]
+        parts = []
+        for (method, pairs, n), rows in fewer.groupby(["method", "pairs", "n"], sort=False):
+            everywhere = len(rows) == of_cohort["name"].nunique()
+            names = "all structures" if everywhere else listed_names(rows["name"])
+            parts.append(f"{method_name(str(method))} {pairs} of {n} pairs ({names})")
+        if parts:
+            paragraphs.append(
+                f"{cohort}: a method's mean is over its own pairs, and n counts those of any method. "
+                f"Fewer than n: {'; '.join(parts)}."
+            )
+    return "\n\n".join(paragraphs)
+
+
+def listed_names(names: Iterable[object], most: int = 6) -> str:
+    """Return names as a list in a sentence: the first few in order, and how many more there are.
+
+    Examples
+    --------
+    >>> listed_names("cba", most=2)
+    'a, b and 1 more'
+    """
+    ordered = sorted(set(map(str, names)))
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
 def training_devices(summaries: Iterable[Mapping[str, Any]]) -> str:
@@ -97,12 +133,21 @@ def _devices(pairs: pd.DataFrame, methods: list[str]) -> str:
         groups.setdefault(" / ".join(used), []).append(method_name(method))
     if not groups:
         return ""
-    told = "; ".join(f"{', '.join(names)}: {device}" for device, names in groups.items())
+    told = "; ".join(
+        f"{'every method' if len(groups) == 1 and len(names) > 1 else ', '.join(names)}: {device}"
+        for device, names in groups.items()
+    )
+    of_affine = (
+        f" {method_name('affine')} is found in the preprocessing: what it has here is the time of writing down a field "
+        "of zeros, and the memory of the process that holds the images."
+        if (known["method"] == "affine").any()
+        else ""
+    )
     return (
         "Time is the median over pairs of a warm registration: from both images in memory to the field in memory, with "
         "the transfers to and from a GPU and, where a field is refined, the refinement; reading, writing, training and "
         "a network's first call do not count. Memory is the highest peak during a pair, of the whole process's main "
-        f"memory on a cpu and of the card's own on a GPU. Measured on: {told}."
+        f"memory on a cpu and of the card's own on a GPU.{of_affine} Measured on: {told}."
     )
 
 

@@ -35,16 +35,16 @@ def check_scores(structures: pd.DataFrame, pairs: pd.DataFrame, primary: str) ->
     require_columns(pairs, {*PAIR_COLUMNS, f"tc_{primary}", f"tc_deviation_{primary}"}, "the table of pair scores")
     if pairs.empty:
         raise InputError("the table of pair scores", found="no row", expected="at least one pair")
-    for name, table, key in (
-        ("structure scores", structures, [*PAIR, "model", "structure", "labels"]),
-        ("pair scores", pairs, [*PAIR, "model"]),
-    ):
-        twice = table.duplicated(key)
-        if twice.any():
-            first = dict(table.loc[twice, key].iloc[0])
-            raise InputError(
-                f"the table of {name}", found=f"{int(twice.sum())} rows twice, first {first}", expected="each once"
-            )
+    refuse_twice(structures, [*PAIR, "model", "structure", "labels"], "the table of structure scores")
+    refuse_twice(pairs, [*PAIR, "model"], "the table of pair scores")
+
+
+def refuse_twice(table: pd.DataFrame, key: list[str], where: str) -> None:
+    """Refuse with InputError a table that holds the same record twice."""
+    twice = table.duplicated(key)
+    if twice.any():
+        first = dict(table.loc[twice, key].iloc[0])
+        raise InputError(where, found=f"{int(twice.sum())} rows twice, first {first}", expected="each once")
 
 
 def order_methods(present: Iterable[str], wanted: Iterable[str]) -> list[str]:
@@ -53,28 +53,33 @@ def order_methods(present: Iterable[str], wanted: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([m for m in wanted if m in present] + present))
 
 
-def attempted_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+def attempted_pairs(pairs: pd.DataFrame, methods: Iterable[str] = ()) -> pd.DataFrame:
     """Return one row a (cohort, method, moving, fixed) that should be scored: ``scored`` and, if not, the ``reason``.
 
-    What should be scored: each pair that any method of the cohort was given. A pair counts as scored when every model
-    of the method registered it; one model's failure makes it a failed pair, so that all seeds are judged on the same
-    pairs and ``scored + failed`` is the number of pairs.
+    What should be scored: each pair that any method of the cohort was given, by every method of the cohort's records
+    and by those named. A pair counts as scored when every model of the method registered it; one model's failure makes
+    it a failed pair, so that all seeds are judged on the same pairs and ``scored + failed`` is the number of pairs.
     """
     rows = []
+    methods = list(methods)
     for cohort, of_cohort in pairs.groupby("cohort", sort=False):
         wanted = list(dict.fromkeys(zip(of_cohort["moving"], of_cohort["fixed"], strict=True)))
-        for method, records in of_cohort.groupby("method", sort=False):
-            models = records["model"].nunique()
+        for method in dict.fromkeys([*of_cohort["method"], *methods]):
+            records = of_cohort[of_cohort["method"] == method]
+            models = max(1, records["model"].nunique())
             given = dict(iter(records.groupby(["moving", "fixed"], sort=False)))
             for moving, fixed in wanted:
                 part = given.get((moving, fixed))
                 reason = "" if part is not None and len(part) == models else "no record"
                 if part is not None and (part["status"] != "ok").any():
-                    reason = (
-                        "; ".join(dict.fromkeys(map(str, part.loc[part["status"] != "ok", "reason"]))) or "not told"
-                    )
+                    reason = "; ".join(dict.fromkeys(map(reason_of, part.loc[part["status"] != "ok", "reason"])))
                 rows.append((cohort, method, moving, fixed, reason == "", reason))
     return pd.DataFrame(rows, columns=[*PAIR, "scored", "reason"])
+
+
+def reason_of(told: object) -> str:
+    """Return why a pair failed as one line."""
+    return " ".join(str(told).split()) or "not told"
 
 
 def keep_scored(table: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:

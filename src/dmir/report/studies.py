@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from dmir.errors import InputError
 from dmir.report.names import method_name
 from dmir.report.notes import training_devices
+from dmir.report.published import published_effects
 from dmir.report.records import require_columns
 from dmir.report.style import COLUMN_WIDTH, METHOD_COLOURS, PAGE_WIDTH, RC, method_colours, method_markers, new_figure
 from dmir.report.tables import comparison_table
@@ -52,7 +54,8 @@ def study_table(
     -------
     DataFrame
         What is changed, the scores of the comparison table, ``parameters``, ``training_seconds`` (mean over the
-        models), ``training_memory_mb`` (the highest), and ``method``.
+        models), ``training_memory_mb`` (the highest), and ``method``. Of an ablation, also what the parts bring, see
+        :func:`effects_of_parts`.
 
     Raises
     ------
@@ -66,8 +69,7 @@ def study_table(
         )
     compared = comparison_table(structures, pairs, list(rows), primary)
     records: list[dict[str, Any]] = []
-    for scores in compared.to_dict("records"):
-        row = {str(key): value for key, value in scores.items()}
+    for row in _records(compared):
         method = str(row.pop("method"))
         changes = _shown(rows[method])
         trainings = pd.DataFrame.from_records(list(summaries[method]))
@@ -81,7 +83,87 @@ def study_table(
     table = pd.DataFrame(records).drop(columns=LEFT_OUT)
     trained = [summary for group in summaries.values() for summary in group]
     table.attrs["note"] = "\n\n".join([str(compared.attrs["note"]), _training_note(trained)])
-    return table
+    switches = [key for key, value in next(iter(rows.values())).items() if isinstance(value, bool)]
+    return effects_of_parts(table, switches) if switches else table
+
+
+def effects_of_parts(table: pd.DataFrame, switches: Sequence[str]) -> pd.DataFrame:
+    """Add what the parts bring, here and in the prose of the paper, to the table of an ablation.
+
+    The paper calls it the "effect" of a part or two, and says that it "eliminated" two at a time. Both readings have
+    their column here: what the parts add to the network without any, and what the complete network loses without them.
+
+    Parameters
+    ----------
+    table
+        A row a cohort and combination: cohort, dice, and a column of booleans a switch, named in capitals.
+    switches
+        The hyperparameters that were switched.
+
+    Returns
+    -------
+    DataFrame
+        The same rows with ``dice_gain_over_none`` (100 x Dice less that of the row with all off),
+        ``dice_loss_without`` (100 x Dice of the row with all on less that of the row with exactly these off) and
+        ``published_dice_gain`` (percent, as printed; NaN where the paper's prose tells none).
+    """
+    names = [switch.upper() for switch in switches]
+    dice = {(row["cohort"], _parts(row, names)): row["dice"] for row in _records(table)}
+    everything = frozenset(names)
+    told = _published(names)
+    published = {_parts_of(parts): value for parts, value in told["dice"].items()}
+    gains, losses, effects = [], [], []
+    for row in _records(table):
+        cohort, on = row["cohort"], _parts(row, names)
+        gains.append(100 * (row["dice"] - dice.get((cohort, frozenset()), math.nan)) if on else math.nan)
+        rest = dice.get((cohort, everything - on), math.nan)
+        losses.append(100 * (dice.get((cohort, everything), math.nan) - rest) if on else math.nan)
+        effects.append(published.get(on, math.nan))
+    columns = {"dice_gain_over_none": gains, "dice_loss_without": losses, "published_dice_gain": effects}
+    before = [name for name in table.columns if name.startswith("dice")][-1]
+    place = list(table.columns).index(before) + 1
+    order = [*table.columns[:place], *columns, *table.columns[place:]]
+    shown = table.assign(**columns)[order]
+    shown.attrs["note"] = "\n\n".join([str(table.attrs.get("note", "")), _effects_note(told)]).strip()
+    return shown
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _parts(row: Mapping[str, Any], names: Sequence[str]) -> frozenset[str]:
+    return frozenset(name for name in names if row[name])
+
+
+def _parts_of(text: str) -> frozenset[str]:
+    return frozenset(text.upper().split("+"))
+
+
+def _published(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return score -> parts -> percent as the paper's prose tells; nothing for an ablation of other parts."""
+    effects = published_effects()
+    known = set(names) == frozenset().union(*map(_parts_of, effects["parts"]))
+    scores: dict[str, dict[str, float]] = {"dice": {}, "nonpositive_jacobian": {}}
+    for row in effects.to_dict("records") if known else []:
+        scores[row["score"]][row["parts"]] = float(row["value"])
+    return scores
+
+
+def _effects_note(told: Mapping[str, Mapping[str, float]]) -> str:
+    ours = (
+        "Gain over none: 100 x Dice of the row less that of the network without any of the parts. Loss without: 100 x "
+        "Dice of the complete network less that of the network without exactly the row's parts."
+    )
+    if not told["dice"]:
+        return ours
+    folding = ", ".join(f"{parts.upper()} {value:g} %" for parts, value in told["nonpositive_jacobian"].items())
+    return (
+        f"{ours} Published effect: what the prose of the paper (Intelligent Data Analysis, doi 10.3233/IDA-230692) "
+        "tells of these parts, on its own data and training. It does not say whether they are added to nothing or "
+        "taken from the complete network, nor whether percent are points; its table of the ablation could not be "
+        f"obtained. Of the Jacobian coefficient it tells: {folding}. Published figures are not ranked."
+    )
 
 
 def _shown(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from dmir.report.names import structure_group
-from dmir.report.notes import LEVEL, comparison_note, significance_note, training_devices
+from dmir.report.names import method_name, structure_group
+from dmir.report.notes import LEVEL, comparison_note, counts_note, significance_note, training_devices
+from dmir.report.published import with_published
 from dmir.report.records import (
     FIELD_SCORES,
     INTERPOLATIONS,
@@ -42,7 +43,12 @@ def _pair_means(structures: pd.DataFrame, labels: str) -> pd.DataFrame:
 
 
 def comparison_table(
-    structures: pd.DataFrame, pairs: pd.DataFrame, methods: list[str], primary: str = "nearest"
+    structures: pd.DataFrame,
+    pairs: pd.DataFrame,
+    methods: list[str],
+    primary: str = "nearest",
+    *,
+    sources: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Compare the methods: one row a cohort and method.
 
@@ -59,9 +65,13 @@ def comparison_table(
     pairs
         A row a pair and model: status, reason, and the scores of the field.
     methods
-        The order of the rows; methods that are not named follow.
+        What the run compares, in the order of the rows; methods that are not named follow. One without any record has
+        a row all the same: every pair failed.
     primary
         Interpolation of the warped labels (``nearest`` or ``linear``) that Dice, HD95 and TC are given for.
+    sources
+        Cohort -> where its scans are from (``ixi``, ``lpba40``, ...): what others published for the same data stands
+        in columns of its own, see :func:`dmir.report.published.with_published`.
 
     Returns
     -------
@@ -75,7 +85,7 @@ def comparison_table(
         A column is missing, or the same pair is there twice.
     """
     check_scores(structures, pairs, primary)
-    attempts = attempted_pairs(pairs)
+    attempts = attempted_pairs(pairs, methods)
     other = next(labels for labels in INTERPOLATIONS if labels != primary)
     scored = keep_scored(structures, attempts)
     by_model = _pair_means(scored, primary)
@@ -99,7 +109,13 @@ def comparison_table(
             rows.append({**row, **_overlap(chosen[0], chosen[1], other), **_of_fields(chosen[2], primary)})
     table = pd.DataFrame(rows)
     table.attrs["note"] = comparison_note(structures, pairs, methods, primary)
-    return table
+    return table if sources is None else with_published(table, sources, scored_structures(scored, primary))
+
+
+def scored_structures(structures: pd.DataFrame, labels: str) -> dict[str, int]:
+    """Return how many structures of each cohort have a Dice in any pair."""
+    known = structures[(structures["labels"] == labels) & structures["dice"].notna()]
+    return {str(cohort): int(part.nunique()) for cohort, part in known.groupby("cohort", sort=False)["structure"]}
 
 
 def _of(table: pd.DataFrame, cohort: object, method: str) -> pd.DataFrame:
@@ -126,12 +142,14 @@ def _overlap(by_model: pd.DataFrame, alternative: pd.DataFrame, other: str) -> d
 def _of_fields(fields: pd.DataFrame, primary: str) -> dict[str, float]:
     means = {name: _over_models(fields, name).mean() for name in FIELD_SCORES}
     endpoint_error = _over_models(fields, "endpoint_error")
+    back = _over_models(fields, "inverse_consistency_error") if "inverse_consistency_error" in fields else pd.Series()
     return {
         **means,
         "tc": _over_models(fields, f"tc_{primary}").mean(),
         "tc_deviation": _over_models(fields, f"tc_deviation_{primary}").mean(),
         "endpoint_error": endpoint_error.mean(),
         "endpoint_error_sd": endpoint_error.std(ddof=1),
+        "inverse_consistency_error": back.mean(),  # NaN where nobody registered the pairs backward
         "seconds": _over_models(fields, "seconds").median(),
         "peak_memory_mb": fields["peak_memory_mb"].max(),
     }
@@ -263,29 +281,45 @@ def structure_scores(
     -------
     DataFrame
         A row a cohort and structure: cohort, structure, name, n, and for each method the mean over pairs (of the mean
-        over models) and its ``<method>_sd``. ``n`` counts the pairs in which any method has the score.
+        over models) and its ``<method>_sd``. ``n`` counts the pairs in which any method has the score; where a method
+        has it in fewer, ``attrs["note"]`` says so. A pair that one model of a method lacks counts for none of them.
     """
     require_columns(structures, {*STRUCTURE_COLUMNS, score}, "the table of structure scores")
-    chosen = structures[structures["labels"] == labels]
+    chosen = _of_every_model(structures[structures["labels"] == labels])
     key = ["cohort", "structure", "name", "method", "moving", "fixed"]
     by_pair = chosen.groupby(key, sort=False)[score].mean().reset_index()
-    cohorts = list(dict.fromkeys(chosen["cohort"]))
+    present = order_methods(chosen["method"], methods)
     rows: list[dict[str, Any]] = []
+    counts: list[dict[str, Any]] = []
     for (cohort, structure, name), part in by_pair.groupby(["cohort", "structure", "name"]):
-        row: dict[str, Any] = {
-            "cohort": cohort,
-            "structure": structure,
-            "name": name,
-            "n": len(part.loc[part[score].notna(), ["moving", "fixed"]].drop_duplicates()),
-        }
-        for method in order_methods(chosen["method"], methods):
-            values = part.loc[part["method"] == method, score]
+        known = part[part[score].notna()]
+        row = {"cohort": cohort, "structure": structure, "name": name}
+        row["n"] = len(known[["moving", "fixed"]].drop_duplicates())
+        for method in present:
+            values = known.loc[known["method"] == method, score]
+            counts.append({**row, "method": method, "pairs": len(values)})
             row |= {method: values.mean(), f"{method}_sd": values.std(ddof=1)}
         rows.append(row)
+    cohorts = list(dict.fromkeys(chosen["cohort"]))
     rows.sort(key=lambda row: (cohorts.index(row["cohort"]), row["structure"]))
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=None if rows else ["cohort", "structure", "name", "n"])
     table.attrs["across"] = True
-    table.attrs["note"] = (
-        f"{score.capitalize()} with labels warped by {labels} interpolation; ± is the standard deviation over pairs."
-    )
+    table.attrs["note"] = _structure_note(score, labels, [m for m in methods if m not in present], counts)
     return table
+
+
+def _of_every_model(structures: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the pairs that every model of a method has: all seeds are judged on the same pairs."""
+    models = structures.groupby(["cohort", "method"], sort=False)["model"].transform("nunique")
+    return structures[structures.groupby(PAIR, sort=False)["model"].transform("nunique") == models]
+
+
+def _structure_note(score: str, labels: str, without: list[str], counts: list[dict[str, Any]]) -> str:
+    paragraphs = [
+        f"{score.capitalize()} with labels warped by {labels} interpolation; ± is the standard deviation over pairs."
+    ]
+    if without:
+        paragraphs.append(f"Without any score: {', '.join(method_name(method) for method in without)}.")
+    if counts:
+        paragraphs.append(counts_note(pd.DataFrame(counts)))
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
