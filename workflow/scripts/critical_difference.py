@@ -8,6 +8,7 @@ with job(snakemake.log[0], snakemake.threads):
     import pandas as pd
 
     from dmir.report.critical_difference import critical_difference_figure
+    from dmir.report.origin import origin_of
     from dmir.report.style import save_figure
 
     cohort = snakemake.wildcards.cohort
@@ -19,4 +20,5 @@ with job(snakemake.log[0], snakemake.threads):
         snakemake.params.methods,
         labels=snakemake.params.labels,
     )
-    save_figure(figure, Path(snakemake.output.png).with_suffix(""))
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    save_figure(figure, Path(snakemake.output.png).with_suffix(""), origin=origin)

@@ -7,9 +7,12 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     import pandas as pd
 
+    from dmir.report.origin import origin_of
     from dmir.report.style import save_figure
     from dmir.report.tradeoffs import dice_against_folding
 
     table = pd.read_csv(snakemake.input.table)
     table = table[table["cohort"] == snakemake.wildcards.cohort]
-    save_figure(dice_against_folding(table), Path(snakemake.output.png).with_suffix(""))
+    figure = dice_against_folding(table)
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    save_figure(figure, Path(snakemake.output.png).with_suffix(""), origin=origin)

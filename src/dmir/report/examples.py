@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,32 @@ class Example:
                 f"an example has warped (D, H, W) and displacement (3, D, H, W), "
                 f"not {self.warped.shape} and {self.displacement.shape}"
             )
+
+
+def require_one_pair(examples: Sequence[Example], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse with InputError examples of several pairs or grids, and volumes on another grid.
+
+    Parameters
+    ----------
+    examples
+        One a method.
+    shapes
+        What a further volume is -> its shape.
+    """
+    if not examples:
+        raise InputError("examples", found="none", expected="one example a method")
+    first = examples[0]
+    for example in examples[1:]:
+        where = f"the example of {example.method}"
+        if (example.moving, example.fixed) != (first.moving, first.fixed):
+            found, expected = (f"the pair {e.moving} to {e.fixed}" for e in (example, first))
+            raise InputError(where, found=found, expected=f"{expected}, as the other examples")
+        if not np.allclose(example.affine, first.affine, atol=1e-3):
+            raise InputError(where, found="another affine", expected="the grid of the other examples")
+    every = {**{f"the example of {example.method}": example.warped.shape for example in examples}, **shapes}
+    for where, shape in every.items():
+        if shape != first.warped.shape:
+            raise InputError(where, found=f"shape {shape}", expected=f"the grid of the examples, {first.warped.shape}")
 
 
 def example_of(

@@ -79,11 +79,27 @@ def _highest(pictures: Sequence[np.ndarray]) -> float:
     return max(float(np.percentile(values, 99.5)), 1e-6) if len(values) else 1.0
 
 
-def draw_panel(axis: Axes, picture: np.ndarray, panel: Panel, plane: Plane) -> None:
-    """Draw one picture in its place and proportions."""
+def draw_panel(
+    axis: Axes,
+    picture: np.ndarray,
+    panel: Panel,
+    plane: Plane,
+    *,
+    grid_lines: int = GRID_LINES,
+    rasterized: bool = False,
+) -> None:
+    """Draw one picture in its place and proportions.
+
+    Parameters
+    ----------
+    grid_lines
+        How many lines a deformed grid has across its wider side.
+    rasterized
+        Keep a deformed grid as pixels in vector formats: thirty of them are megabytes of lines.
+    """
     axis.set_axis_off()
     if panel.picture == "displacement":
-        _draw_grid(axis, picture, plane)
+        _draw_grid(axis, picture, plane, grid_lines, rasterized)
         return
     # exactly zero is a fold too, but only what lies below the range takes the colour of folds
     shown = np.ma.where(picture <= 0, -1.0, picture) if panel.picture == "jacobian" else picture
@@ -99,15 +115,15 @@ def draw_panel(axis: Axes, picture: np.ndarray, panel: Panel, plane: Plane) -> N
         _draw_sides(axis, plane)
 
 
-def _draw_grid(axis: Axes, displacement: np.ndarray, plane: Plane) -> None:
+def _draw_grid(axis: Axes, displacement: np.ndarray, plane: Plane, count: int, rasterized: bool) -> None:
     """Draw the lines x + u(x) = where each line of the fixed grid finds its moving voxels, in the plane."""
     rows, columns = displacement.shape[1:]
     vertical, horizontal = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     points = np.stack([horizontal + displacement[0], vertical + displacement[1]], axis=-1)
     wider = max(range(2), key=lambda side: plane.size[side])
-    step = max(2, round((columns, rows)[wider] / GRID_LINES))
+    step = max(2, round((columns, rows)[wider] / count))
     lines = [*points[step // 2 :: step], *points[:, step // 2 :: step].transpose(1, 0, 2)]
-    axis.add_collection(LineCollection(lines, colors="#333333", linewidths=0.35))
+    axis.add_collection(LineCollection(lines, colors="#333333", linewidths=0.35, rasterized=rasterized))
     axis.set_xlim(-0.5, columns - 0.5)
     axis.set_ylim(-0.5, rows - 0.5)
 

@@ -1,0 +1,24 @@
+"""Draw the Dice of every subject against its age."""
+
+from pathlib import Path
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    import pandas as pd
+
+    from dmir.report.age import age_figure
+    from dmir.report.origin import origin_of
+    from dmir.report.style import save_figure
+
+    cohort = snakemake.wildcards.cohort
+    of_cohort = [("cohort", "==", cohort)]
+    figure = age_figure(
+        pd.read_parquet(snakemake.input.structures, filters=of_cohort),
+        pd.read_parquet(snakemake.input.pairs, filters=of_cohort),
+        pd.read_csv(snakemake.input.scans, dtype=str, keep_default_na=False),
+        snakemake.params.methods,
+        labels=snakemake.params.labels,
+    )
+    origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])
+    save_figure(figure, Path(snakemake.output.png).with_suffix(""), origin=origin)

@@ -1,0 +1,24 @@
+"""Make the report: one page with tables, figures, pairs to look at and what all was made from."""
+
+import os
+
+from dmir.job import job
+
+with job(snakemake.log[0], snakemake.threads):
+    from dmir.report.page import write_page
+
+    params = snakemake.params
+    write_page(
+        params.results,
+        snakemake.output[0],
+        configuration=params.configuration,
+        tables=params.tables,
+        figures=params.figures,
+        pairs=params.pairs,
+        methods=params.methods,
+        models=params.models,
+        command=os.environ.get("DMIR_COMMAND", ""),
+        revision=os.environ.get("DMIR_REVISION", ""),
+        label_interpolation=params.labels,
+        reference=params.reference,
+    )
