@@ -51,6 +51,8 @@ architecture: .venv/.installed
 benchmark: .venv/.installed
 	$(BIN)/python benchmarks/networks.py --step --out benchmarks/results/networks.csv
 	$(BIN)/python benchmarks/operations.py --out benchmarks/results/operations.csv
+	$(BIN)/python benchmarks/data.py --out benchmarks/results/data.csv
+	$(BIN)/python benchmarks/scoring.py --out benchmarks/results/scoring.csv
 
 clean:
 	rm -rf results .snakemake

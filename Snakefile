@@ -70,6 +70,7 @@ rule report_all:
     input:
         collect("<results>/tables/{table}.csv", table=tables()),
         collect("<results>/figures/{figure}.png", figure=figures()),
+        "<results>/report.html",
     localrule: True
 
 
@@ -96,5 +97,9 @@ rule all:
     localrule: True
 
 
+onstart:
+    keep_configuration()
+
+
 onsuccess:
-    write_report()
+    write_snakemake_report()

@@ -1,6 +1,8 @@
 # What every stage knows: the checked configuration, the scans, the pairs and their shards.
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +26,21 @@ from dmir.cohorts import (
 from dmir.cohorts.pairs import registration_pairs
 from dmir.config import CLASSICAL, Refinement, parse_config
 from dmir.errors import DmirError
-from dmir.provenance import code_hash
+from dmir.provenance import code_hash, code_record, file_hash, value_hash
+from dmir.report.published import DATASETS, published_folder
 from dmir.structures import structures_folder
 from dmir.volumes import atomic_path
+
+# what the report says it was made by; jobs, which read this file again, have it from the first process
+os.environ.setdefault("DMIR_COMMAND", shlex.join(["snakemake", *sys.argv[1:]]))
+if "DMIR_REVISION" not in os.environ:
+    git = shutil.which("git")
+    describe = [git, "-C", workflow.basedir, "describe", "--always", "--dirty"]
+    os.environ["DMIR_REVISION"] = (
+        subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+        if git
+        else ""
+    )
 
 
 def checked(function, *arguments, **parameters):
@@ -279,6 +293,17 @@ def pairs_of_shard(wildcards):
     return [list(pair) for pair in shards[wildcards.cohort][wildcards.shard]]
 
 
+def registered_pairs(wildcards):
+    """Return the pairs of a shard, and after them the same the other way round where that is to be scored."""
+    forward = pairs_of_shard(wildcards)
+    both = (
+        configuration.scores.inverse_consistency
+        and wildcards.cohort in simulated_cohorts
+    )
+    backward = [[fixed, moving] for moving, fixed in forward] if both else []
+    return [*forward, *(pair for pair in backward if pair not in forward)]
+
+
 def scans_of_shard(wildcards):
     """Return the scans that a shard's pairs consist of, each once."""
     chosen = shards[wildcards.cohort][wildcards.shard]
@@ -403,6 +428,49 @@ def method_code(wildcards):
     return code_hash("dmir.methods.network", f"dmir.networks.{network}", *refinement)
 
 
+def scored_methods(wildcards):
+    """Return the methods whose scores a table holds: those of a study, or all that are compared."""
+    study = getattr(wildcards, "study", None)
+    return methods_of_study(study) if study else configuration.methods
+
+
+def numbers_hash(wildcards):
+    """Return the hash of all in the configuration that scores depend on."""
+    return value_hash(configuration.numbers(getattr(wildcards, "study", None)))
+
+
+def scoring_code(wildcards):
+    """Return the modules that made scores, from the scans to the numbers, with their hash."""
+    settings = [configuration.method(name) for name in scored_methods(wildcards)]
+    trained = [
+        configuration.method(name)
+        for name in dict.fromkeys(
+            map(configuration.network_of, scored_methods(wildcards))
+        )
+        if name is not None
+    ]
+    modules = {
+        "dmir.preprocess.files",
+        "dmir.metrics",
+        *(SOURCES[source_of(cohort)] for cohort in used_cohorts),
+        *(f"dmir.methods.{s.algorithm}" for s in settings if s.algorithm in CLASSICAL),
+        *("dmir.methods.refinement" for s in settings if isinstance(s, Refinement)),
+        *(f"dmir.networks.{network.algorithm}" for network in trained),
+        *(["dmir.training.loop", "dmir.methods.network"] if trained else []),
+    }
+    return code_record(*sorted(modules))
+
+
+def weights_of_tables(wildcards):
+    """Return the weights of every model that scored: of the methods that are compared, or of a study's."""
+    folder = f"{configuration.results}/models/{configuration.train_on}"
+    trained = dict.fromkeys(map(configuration.network_of, scored_methods(wildcards)))
+    return [
+        f"{folder}/{run}/model.safetensors"
+        for run in runs([name for name in trained if name is not None])
+    ]
+
+
 def weights_of_method(wildcards):
     """Return the weights that a network, or its refinement, registers with."""
     folder = f"{configuration.results}/models/{configuration.train_on}"
@@ -455,6 +523,9 @@ def tables():
     return [
         "comparison",
         *(["cross_cohort"] if unseen else []),
+        "topology",
+        "failures",
+        *(["published"] if has_published_figures() else []),
         "preprocessing",
         *(
             f"{kind}_{cohort}"
@@ -476,9 +547,15 @@ def figures():
     return [
         *(f"{kind}_{cohort}" for cohort in configuration.test_on for kind in kinds),
         *(
-            f"qualitative_{cohort}_{moving}__{fixed}"
+            f"dice_against_age_{cohort}"
+            for cohort in configuration.test_on
+            if knows_ages(cohort)
+        ),
+        *(
+            f"{kind}_{cohort}_{moving}__{fixed}"
             for cohort in configuration.test_on
             for moving, fixed in example_pairs(cohort)
+            for kind in ("qualitative", "contours")
         ),
         *([f"training_curves_{configuration.train_on}"] if networks else []),
     ]
@@ -508,13 +585,47 @@ def examples(wildcards):
     ]
 
 
+def pairs_of_page():
+    """Return the pairs (cohort, moving, fixed) that the report shows."""
+    return [
+        [cohort, *pair]
+        for cohort in configuration.test_on
+        for pair in example_pairs(cohort)
+    ]
+
+
+def examples_of_page(wildcards):
+    """Return what the report's viewer shows of every method, one file a pair and method."""
+    folder = f"{configuration.results}/registered"
+    return [
+        f"{folder}/{cohort}/{method}/{models_of(method)[0]}/example-{moving}__{fixed}.npz"
+        for cohort, moving, fixed in pairs_of_page()
+        for method in configuration.methods
+    ]
+
+
+def volumes_of_page(wildcards):
+    """Return the images and label maps of the pairs that the report shows."""
+    folder = f"{configuration.results}/preprocessed"
+    return [
+        f"{folder}/{cohort}/{scan}/{name}.nii.gz"
+        for cohort, moving, fixed in pairs_of_page()
+        for scan in (moving, fixed)
+        for name in ("image", "labels")
+    ]
+
+
+def summaries_of_page(wildcards):
+    """Return what was measured while the compared networks were trained."""
+    folder = f"{configuration.results}/models/{configuration.train_on}"
+    return [f"{folder}/{run}/training.json" for run in runs(networks)]
+
+
 def score_files(wildcards, kind):
     """Return the scores of every shard: of one study's methods, or of all that are compared."""
-    study = getattr(wildcards, "study", None)
-    methods = methods_of_study(study) if study else configuration.methods
     return [
         f"{configuration.results}/scores/{run}.{kind}.parquet"
-        for run in shard_runs(methods)
+        for run in shard_runs(scored_methods(wildcards))
     ]
 
 
@@ -543,6 +654,33 @@ def of_every_model(wildcards, name):
     """Return one file of every model of a cohort."""
     folder = f"{configuration.results}/models/{wildcards.cohort}"
     return [f"{folder}/{run}/{name}" for run in runs(networks)]
+
+
+def surfaces_of_cohort(wildcards):
+    """Return the structures whose surfaces are drawn; None: some that are well known or large."""
+    return configuration.report.surfaces.get(wildcards.cohort)
+
+
+def source_of_cohort():
+    """Return the source of every tested cohort: published figures are of data sets."""
+    return {name: source_of(name) for name in configuration.test_on}
+
+
+def published_files(*names):
+    """Return tables of what others published."""
+    return [str(published_folder() / f"{name}.csv") for name in names]
+
+
+def has_published_figures():
+    """Tell whether others published scores of a data set that is tested."""
+    return bool(DATASETS.keys() & source_of_cohort().values())
+
+
+def knows_ages(cohort):
+    """Tell whether an age is known of any tested scan."""
+    table = scans[cohort]
+    ages = table.loc[table["split"] == "test", "age"].fillna("").astype(str)
+    return bool((ages != "").any())
 
 
 def histories(wildcards):
@@ -579,23 +717,30 @@ def finished_studies():
     ]
 
 
-def write_report():
+def used_configuration():
+    """Return the file that keeps the configuration as it was last used, command line included."""
+    return Path(configuration.results, "configuration.yaml")
+
+
+def keep_configuration():
+    """Write the configuration beside the results before the first job: `dmir check` compares results with it."""
+    if workflow.is_main_process:
+        used_configuration().parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(used_configuration()) as path:
+            path.write_text(
+                yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False)
+            )
+
+
+def write_snakemake_report():
     """Make Snakemake's own report after a run, once everything that it shows is there.
 
-    It needs the records of finished jobs, so that no rule can make it. It is given the configuration as it was used,
-    command line included, which stays beside the results.
+    It needs the records of finished jobs, so that no rule can make it.
     """
     if not workflow.is_main_process or not all(
         Path(path).exists() for path in report_files()
     ):
         return
-    used, report_path = Path(configuration.results, "configuration.yaml"), Path(
-        configuration.results, "report.html"
-    )
-    with atomic_path(used) as path:
-        path.write_text(
-            yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False)
-        )
     snakemake = [
         sys.executable,
         "-m",
@@ -612,9 +757,9 @@ def write_report():
             "--workflow-profile",
             "none",
             "--configfile",
-            used,
+            used_configuration(),
             "--report",
-            report_path,
+            Path(configuration.results, "snakemake-report.html"),
             "--",
             "all",
             *finished_studies(),

@@ -65,6 +65,14 @@ def put(*path_and_value):
         (put("methods", []), "methods", "empty list"),
         (put("methods", ["syn", "syn"]), "methods", "more than once"),
         (put("settings", "../x", {"algorithm": "syn"}), "../x", "letters, digits"),
+        (put("report", {"planes": ["axial", "axial"]}), "report.planes", "each once"),
+        (put("report", {"surfaces": {"simulatd": [10]}}), "report.surfaces", "Did you mean 'simulated'?"),
+        (
+            put("report", {"surfaces": {"simulated": [10, 9]}}),
+            "report.surfaces.simulated",
+            "no structure of oasis28: 9",
+        ),
+        (put("report", {"surfaces": {"donors": []}}), "report.surfaces.donors", "an empty list"),
     ],
 )
 def test_a_mistake_is_named_by_its_key_and_a_spelling_is_suggested(change, key, words):
@@ -86,6 +94,18 @@ def test_a_missing_key_says_so():
     values = {key: value for key, value in DEFAULT.items() if key != "train_on"}
     with pytest.raises(ConfigError, match="train_on: found nothing; this key is required"):
         parse_config(values)
+
+
+def test_what_scores_depend_on_is_neither_a_place_nor_a_drawing():
+    """Two runs of the same numbers in other folders have equal hashes; another window has not; a study has its key."""
+    values = copy.deepcopy(DEFAULT)
+    numbers = parse_config(values).numbers()
+    places = {"results": "elsewhere", "keep_fields": True, "pairs_per_job": 1, "report": {"examples": 2}}
+    assert parse_config({**values, **places, "lambda_study": {"methods": ["caml"], "values": [1]}}).numbers() == numbers
+    assert parse_config({**values, "training": {**values["training"], "window": 5}}).numbers() != numbers
+    changed = parse_config({**values, "ablation": {"method": "caml", "switches": ["caml"]}})
+    assert changed.numbers() == numbers
+    assert changed.numbers("ablation") != parse_config(values).numbers("ablation")
 
 
 def test_a_methods_training_is_the_common_one_and_its_own():

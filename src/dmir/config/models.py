@@ -14,7 +14,7 @@ from dmir.config.cohorts import Cohort, CohortKeys
 from dmir.config.studies import Ablation, LambdaStudy, Variant, ablation_variants, lambda_variants
 from dmir.errors import suggestion
 from dmir.networks import hyperparameter_names, network_names
-from dmir.structures import label_map_names, structure_set_names
+from dmir.structures import label_map_names, load_structures, structure_set_names
 
 CLASSICAL = ("affine", "syn", "elastix")
 Positive = Annotated[float, Field(gt=0)]
@@ -225,6 +225,9 @@ class Scores(Model):
 
     label_interpolation: list[Literal["nearest", "linear"]] = ["nearest", "linear"]
     """How label maps are warped, for every method; the first is the tables' (`linear`: one-hot linear + argmax)."""
+    inverse_consistency: bool = True
+    """Register the pairs of simulated cohorts the other way round too, and score how far there and back ends from the
+    start: registration takes twice as long there."""
 
     @field_validator("label_interpolation")
     @classmethod
@@ -238,14 +241,23 @@ class Report(Model):
     """What is drawn and tested."""
 
     examples: Annotated[int, Field(ge=1, le=8)] = 1
-    """Pairs in the qualitative figure: the first test scans of each cohort."""
-    plane: Literal["axial", "coronal", "sagittal"] = "coronal"
-    """Plane of the qualitative figure."""
+    """Pairs that are drawn and can be looked at in the report: the first test scans of each cohort."""
+    planes: list[Literal["axial", "coronal", "sagittal"]] = ["axial", "coronal", "sagittal"]
+    """Planes of the qualitative figure; one plane alone shows displacement, difference and endpoint error too."""
+    surfaces: dict[str, list[int]] = {}
+    """Structures (ids) of the figure of surfaces, by cohort; by default some that are well known or large."""
     reference: str | None = None
     """The method that all others are tested against: `caml` where it is compared, else the last network, else the last
     method."""
     bootstrap: Annotated[int, Field(ge=1000, le=100_000)] = 10_000
     """Resamples of the subjects for the intervals of means and differences."""
+
+    @field_validator("planes")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"found {value}; expected one to three of axial, coronal, sagittal, each once")
+        return value
 
 
 class Config(Model):
@@ -311,12 +323,27 @@ class Config(Model):
         reference = self.report.reference
         if reference is not None and reference not in self.methods:
             problems.append(f"report.reference: '{reference}' is no method. {suggestion(reference, self.methods)}")
+        for name, ids in self.report.surfaces.items():
+            problems += self._surface_mistakes(name, ids)
         if not problems:  # else they would be told once more
             for study in ("ablation", "lambda_study"):
                 problems += self._variant_mistakes(study)
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _surface_mistakes(self, cohort: str, ids: list[int]) -> list[str]:
+        key = f"report.surfaces.{cohort}"
+        if cohort not in self.cohorts:
+            return [f"{key}: '{cohort}' is no cohort. {suggestion(cohort, self.cohorts)}"]
+        name = self.cohorts[cohort].structures
+        if name not in structure_set_names():
+            return []  # told at its own key
+        unknown = sorted(set(ids) - set(load_structures(name).ids))
+        if unknown or not ids:
+            found = f"no structure of {name}: {', '.join(map(str, unknown))}" if unknown else "an empty list"
+            return [f"{key}: found {found}; expected ids of resources/structures/{name}.csv"]
+        return []
 
     def preprocess_of(self, cohort: CohortKeys) -> Preprocess:
         """Return the preprocessing of a cohort: the common settings and where this cohort differs."""
@@ -415,6 +442,11 @@ class Config(Model):
         keys = {key: getattr(cohort, key) for key in (*cohort.FILES, "table", "seed") if hasattr(cohort, key)}
         return f"{cohort.source} {keys}"
 
+    def numbers(self, study: str | None = None) -> dict[str, Any]:
+        """Return all that scores depend on, as JSON has it: of a study, its own key too; no place, no drawing."""
+        named = {"ablation", "lambda_study"} - {study}
+        return self.model_dump(mode="json", exclude={*PLACES_AND_DRAWINGS, *named})
+
     def trained_pairs(self) -> list[str]:
         """Return the kinds of pairs that networks are trained with, each once."""
         kinds = [self.method(name).training["pairs"] for name in self.networks()]  # type: ignore[union-attr]
@@ -425,6 +457,9 @@ class Config(Model):
         cohort = self.cohorts[name]
         made = Path(self.results, "cohorts", name)
         return {"source": cohort.source, **cohort.scan_parameters(Path(self.root), made)}
+
+
+PLACES_AND_DRAWINGS = frozenset({"results", "root", "keep_fields", "pairs_per_job", "report"})
 
 
 def _unique(key: str, names: list) -> list[str]:
