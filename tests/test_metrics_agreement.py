@@ -105,6 +105,33 @@ def test_hd95_equals_simpleitks_exact_distance_maps(spacing):
         assert ours[label] == pytest.approx(max(directed), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")  # of a namespace of SciPy's
+@pytest.mark.parametrize(("axis", "steps"), [(0, 3), (1, 2), (2, -4)])
+def test_hd95_equals_deepminds_where_surfaces_are_planes(axis, steps):
+    """It weighs surface elements by their area and pools nothing; of parallel planes both see the distance alone."""
+    surface_distance = pytest.importorskip("surface_distance")
+    spacing = (2.0, 1.0, 1.5)
+    box = np.zeros((30, 30, 32), np.int32)
+    box[8:16, 8:20, 8:22] = 1
+    shifted = np.roll(box, steps, axis)
+    distances = surface_distance.compute_surface_distances(box == 1, shifted == 1, spacing)
+    theirs = surface_distance.compute_robust_hausdorff(distances, 95)
+    assert hd95(box, shifted, [1], spacing)[1] == pytest.approx(theirs) == abs(steps) * spacing[axis]
+
+
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
+def test_hd95_and_deepminds_differ_by_less_than_a_voxel_elsewhere():
+    surface_distance = pytest.importorskip("surface_distance")
+    spacing = (1.0, 1.7, 2.5)
+    x, y, z = np.indices((40, 36, 30))
+    balls = [((x - c) / 12) ** 2 + ((y - 17) / 9) ** 2 + ((z - 15) / 7) ** 2 <= 1 for c in (17, 21)]
+    distances = surface_distance.compute_surface_distances(*balls, spacing)
+    theirs = surface_distance.compute_robust_hausdorff(distances, 95)
+    ours = hd95(*(ball.astype(np.int32) for ball in balls), [1], spacing)[1]
+    assert ours == pytest.approx(theirs, abs=np.linalg.norm(spacing))
+    assert ours == pytest.approx(4.0, abs=0.5)  # the shift, which the ends of the longest axis see whole
+
+
 def test_hd95_of_touching_and_of_nested_boxes_is_known():
     a, b = np.zeros((2, 40, 12, 12), np.uint8)
     a[4:14, 1:11, 1:11], b[14:24, 1:11, 1:11] = 1, 1
