@@ -102,4 +102,5 @@ onstart:
 
 
 onsuccess:
+    show_studies()
     write_snakemake_report()

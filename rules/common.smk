@@ -724,11 +724,42 @@ def used_configuration():
 
 def keep_configuration():
     """Write the configuration beside the results before the first job: `dmir check` compares results with it."""
-    if workflow.is_main_process:
+    if is_users_run():
         used_configuration().parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(used_configuration()) as path:
             path.write_text(
                 yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False)
+            )
+
+
+def snakemake_again(*arguments):
+    """Run Snakemake on this workflow once more, on the configuration as it was used and without its lock."""
+    common = ["--snakefile", workflow.main_snakefile, "--nolock", "--quiet", "all"]
+    settings = ["--workflow-profile", "none", "--configfile", used_configuration()]
+    subprocess.run(
+        [sys.executable, "-m", "snakemake", *common, *settings, *arguments],
+        env={**os.environ, "DMIR_AGAIN": "yes"},
+        check=True,
+    )
+
+
+def is_users_run():
+    """Tell whether this is the process that the user started: neither a job nor what a hook runs."""
+    return workflow.is_main_process and "DMIR_AGAIN" not in os.environ
+
+
+def show_studies():
+    """Make the report anew where a study has been finished since: it shows those that are there and asks for none."""
+    page = Path(configuration.results, "report.html")
+    tables_of_studies = [
+        Path(configuration.results, "tables", f"{study}.html")
+        for study in finished_studies()
+    ]
+    if is_users_run() and page.exists():
+        made = page.stat().st_mtime
+        if any(table.stat().st_mtime > made for table in tables_of_studies):
+            snakemake_again(
+                "--cores", "1", "--allowed-rules", "report_page", "--", page
             )
 
 
@@ -737,32 +768,6 @@ def write_snakemake_report():
 
     It needs the records of finished jobs, so that no rule can make it.
     """
-    if not workflow.is_main_process or not all(
-        Path(path).exists() for path in report_files()
-    ):
-        return
-    snakemake = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        workflow.main_snakefile,
-        "--nolock",
-        "--quiet",
-        "all",
-    ]
-    subprocess.run(
-        [
-            *snakemake,
-            "--workflow-profile",
-            "none",
-            "--configfile",
-            used_configuration(),
-            "--report",
-            Path(configuration.results, "snakemake-report.html"),
-            "--",
-            "all",
-            *finished_studies(),
-        ],
-        check=True,
-    )
+    if is_users_run() and all(Path(path).exists() for path in report_files()):
+        report_path = Path(configuration.results, "snakemake-report.html")
+        snakemake_again("--report", report_path, "--", "all", *finished_studies())

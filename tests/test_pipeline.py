@@ -193,11 +193,38 @@ def test_fields_are_gone_and_records_stay(finished):
     assert len(list(registered.glob("*/*/shard000.csv"))) == len(METHODS)
 
 
-def test_the_report_is_one_offline_page(finished):
-    page = (finished["folder"] / "results" / "report.html").read_text()
-    for word in ("comparison", "qualitative", "training curves", "Dice by structure"):
+def test_the_reports_are_offline_pages(finished):
+    """Ours, with what was run and by which command; and Snakemake's own."""
+    results = finished["folder"] / "results"
+    page = (results / "report.html").read_text()
+    for word in ("Summary", "CAML+RBSC+CARSC", "qualitative_simulated", "Run times", "preprocess_simulated_scan"):
         assert word in page
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", page)
+    assert "snakemake --cores 2 --resources gpu=2" in page
+    assert "<em>missing</em>" not in page
+    theirs = (results / "snakemake-report.html").read_text()
+    for word in ("comparison", "qualitative", "training curves", "Dice by structure"):
+        assert word in theirs
+    for text in (page, theirs):
+        assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", text)
+
+
+def test_tables_and_figures_agree_with_what_they_were_made_from_until_something_changes(finished):
+    folder = finished["folder"]
+    check = [Path(sys.executable).parent / "dmir", "check", "results"]
+    run = {"cwd": folder, "capture_output": True, "text": True, "env": environment(PYTHONPATH=str(folder / "src"))}
+    said = subprocess.run(check, **run)
+    assert said.returncode == 0, said.stdout
+    assert "tables and figures agree with configuration, code, data and weights" in said.stdout
+    weights = folder / "results/models/simulated/caml/seed1/model.safetensors"
+    before, times = weights.read_bytes(), (weights.stat().st_atime, weights.stat().st_mtime)
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        said = subprocess.run(check, **run)
+    finally:
+        weights.write_bytes(before)
+        os.utime(weights, times)
+    assert said.returncode == 1
+    assert "weights changed since: models/simulated/caml/seed1/model.safetensors" in said.stdout
 
 
 def test_there_is_nothing_left_to_do(finished):
@@ -246,7 +273,9 @@ def test_the_studies_are_targets_of_their_own_and_train_what_they_change_alone(f
     study = pd.read_csv(folder / "results/tables/lambda_study.csv")
     assert study[["method", "regularisation"]].values.tolist() == [["voxelmorph", 1.0], ["voxelmorph-lambda-4", 4.0]]
     page = (folder / "results/report.html").read_text()
-    assert "lambda study" in page and "ablation" in page
+    assert "Weight of the regularisation" in page and "ablation.csv" in page
+    theirs = (folder / "results/snakemake-report.html").read_text()
+    assert "lambda study" in theirs and "ablation" in theirs
 
 
 def lease_of(log):
