@@ -11,8 +11,11 @@ demo: .venv/.installed
 	@$(BIN)/dmir table results/tables/comparison.csv
 	@echo "The report is results/report.html: open it in a browser."
 
+# one thread a process: the same numbers whatever else was imported, and processes side by side
 test: .venv/.installed-for-tests check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 \
+		$(BIN)/pytest -m "not pipeline" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m pipeline
 
 check: .venv/.installed-for-tests
 	$(BIN)/ruff check .
