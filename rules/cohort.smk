@@ -18,8 +18,8 @@ rule make_scan:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=growing(4000),
+        runtime=growing(10),
     params:
         settings=making_parameters,
         code=making_code,
@@ -55,8 +55,8 @@ rule list_scans:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=500,
-        runtime=5,
+        mem_mb=growing(500),
+        runtime=growing(5),
     params:
         scans=scan_records,
         code=code_hash("dmir.cohorts"),

@@ -31,16 +31,20 @@ from dmir.report.published import DATASETS, published_folder
 from dmir.structures import structures_folder
 from dmir.volumes import atomic_path
 
-# what the report says it was made by; jobs, which read this file again, have it from the first process
+# what the report says it was made by; jobs, which read this file again, have both from the first process
 os.environ.setdefault("DMIR_COMMAND", shlex.join(["snakemake", *sys.argv[1:]]))
-if "DMIR_REVISION" not in os.environ:
+
+
+def revision():
+    """Return what git says of this checkout; nothing without git, or where it is no clone."""
     git = shutil.which("git")
+    if git is None:
+        return ""
     describe = [git, "-C", workflow.basedir, "describe", "--always", "--dirty"]
-    os.environ["DMIR_REVISION"] = (
-        subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-        if git
-        else ""
-    )
+    return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+
+
+os.environ.setdefault("DMIR_REVISION", revision())
 
 
 def checked(function, *arguments, **parameters):
@@ -515,6 +519,15 @@ def training_threads():
     """Share the cores among the trainings that can run at once."""
     cores = workflow.resource_settings.cores or 8  # none on a cluster
     return max(1, min(8, cores // max(1, len(networks) * len(models))))
+
+
+def growing(amount):
+    """Return a resource that grows with each attempt: a job killed for want of it gets more the next time."""
+
+    def of_attempt(wildcards, attempt):
+        return amount * attempt
+
+    return of_attempt
 
 
 def tables():

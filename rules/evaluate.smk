@@ -15,8 +15,8 @@ rule score_shard:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000 + voxels // 6000,
-        runtime=60,
+        mem_mb=growing(1000 + voxels // 6000),
+        runtime=growing(60),
     params:
         structures=structure_set,
         pairs=pairs_of_shard,
@@ -42,8 +42,8 @@ rule save_example:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1500 + voxels // 2500,
-        runtime=10,
+        mem_mb=growing(1500 + voxels // 2500),
+        runtime=growing(10),
     params:
         code=code_hash("dmir.report.examples"),
     script:
@@ -72,8 +72,8 @@ rule gather_scores:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         code=code_hash("dmir.metrics"),
     script:

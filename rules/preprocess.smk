@@ -18,8 +18,8 @@ rule preprocess_scan:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=3000,  # 0.9 GB was measured for 160x192x160 voxels; whole heads and deepbet take more
-        runtime=20,
+        mem_mb=growing(3000),  # 0.9 GB was measured for 160x192x160 voxels; whole heads and deepbet take more
+        runtime=growing(20),
     params:
         settings=preprocess_settings,
         code=code_hash("dmir.preprocess.files"),
@@ -61,8 +61,8 @@ rule gather_quality:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=500,
-        runtime=5,
+        mem_mb=growing(500),
+        runtime=growing(5),
     params:
         code=code_hash("dmir.preprocess.files"),
     script:
@@ -88,8 +88,8 @@ rule contact_sheet:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         splits=splits_of_cohort,
         reference=reference_of_cohort,

@@ -15,8 +15,10 @@ rule register_classical:
         "../envs/dmir.yaml"
     threads: method_threads
     resources:
-        mem_mb=2000 + voxels // 1500,
-        runtime=720,
+        mem_mb=growing(2000 + voxels // 1500),
+        runtime=growing(
+            60 + configuration.pairs_per_job * configuration.timeout_minutes
+        ),
     params:
         pairs=registered_pairs,
         settings=settings_of,
@@ -45,8 +47,8 @@ rule register_network:
     threads: 1
     resources:
         gpu=1,
-        mem_mb=2000 + voxels // 500,
-        runtime=120,
+        mem_mb=growing(2000 + voxels // 500),
+        runtime=growing(120),
     params:
         pairs=registered_pairs,
         expected=expected_weights,

@@ -12,8 +12,8 @@ rule provenance:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=500,
-        runtime=10,
+        mem_mb=growing(500),
+        runtime=growing(10),
     params:
         configuration=numbers_hash,
         scoring=scoring_code,
@@ -59,8 +59,8 @@ rule comparison_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
@@ -96,8 +96,8 @@ rule statistics_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
@@ -132,8 +132,8 @@ rule topology_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         code=code_record("dmir.report.topology", "dmir.report.writing"),
@@ -164,8 +164,8 @@ rule failures_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         code=code_record("dmir.report.failures", "dmir.report.writing"),
@@ -196,8 +196,8 @@ rule published_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         sources=source_of_cohort(),
         code=code_record("dmir.report.published", "dmir.report.writing"),
@@ -228,8 +228,8 @@ rule cross_cohort_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         trained_on=configuration.train_on,
         code=code_record("dmir.report.cross_cohort", "dmir.report.writing"),
@@ -262,8 +262,8 @@ rule preprocessing_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         left_out={name: leaves_out_flagged(name) for name in used_cohorts},
         code=code_record("dmir.report.preprocessing", "dmir.report.writing"),
@@ -294,8 +294,8 @@ rule structure_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         structures=structure_set,
         code=code_record("dmir.report.tables", "dmir.report.writing"),
@@ -326,8 +326,8 @@ rule dice_by_structure_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
@@ -358,8 +358,8 @@ rule dice_by_structure:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
@@ -392,8 +392,8 @@ rule critical_difference:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
@@ -426,8 +426,8 @@ rule dice_against_age:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         methods=configuration.methods,
         labels=configuration.scores.label_interpolation[0],
@@ -458,8 +458,8 @@ rule dice_against_time:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         code=code_record("dmir.report.tradeoffs"),
     script:
@@ -488,8 +488,8 @@ rule dice_against_folding:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         code=code_record("dmir.report.tradeoffs"),
     script:
@@ -520,8 +520,8 @@ rule training_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         code=code_record(
             "dmir.report.tables", "dmir.report.curves", "dmir.report.writing"
@@ -552,8 +552,8 @@ rule training_curves:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         code=code_record("dmir.report.curves"),
     script:
@@ -590,8 +590,8 @@ rule qualitative:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000 + voxels // 3000,
-        runtime=10,
+        mem_mb=growing(2000 + voxels // 3000),
+        runtime=growing(10),
     params:
         planes=configuration.report.planes,
         code=code_record("dmir.report.qualitative"),
@@ -628,8 +628,8 @@ rule contours:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000 + voxels // 3000,
-        runtime=10,
+        mem_mb=growing(2000 + voxels // 3000),
+        runtime=growing(10),
     params:
         structures=structure_set,
         surfaces=surfaces_of_cohort,
@@ -665,8 +665,8 @@ rule study_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         rows=rows_of_study,
         labels=configuration.scores.label_interpolation[0],
@@ -697,8 +697,8 @@ rule ablation_figure:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         switches=configuration.ablation.switches,
         code=code_record("dmir.report.studies"),
@@ -728,8 +728,8 @@ rule lambda_figure:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         code=code_record("dmir.report.studies"),
     script:
@@ -760,10 +760,9 @@ rule report_page:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=1500 + voxels // 1200,
-        runtime=30,
+        mem_mb=growing(1500 + voxels // 1200),
+        runtime=growing(30),
     params:
-        results=configuration.results,
         configuration=configuration.model_dump(mode="json"),
         tables=tables() + finished_studies(),
         figures=figures() + finished_studies(),

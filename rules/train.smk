@@ -14,8 +14,8 @@ rule pack_scans:
         "../envs/dmir.yaml"
     threads: 2
     resources:
-        mem_mb=1000 + voxels // 25000,
-        runtime=60,
+        mem_mb=growing(1000 + voxels // 25000),
+        runtime=growing(60),
     params:
         scans=training_splits,
         precision=configuration.packed,
@@ -43,8 +43,8 @@ rule train:
     threads: training_threads()
     resources:
         gpu=training_gpus,
-        mem_mb=3000 + voxels // 200,
-        runtime=2880,
+        mem_mb=growing(3000 + voxels // 200),
+        runtime=growing(2880),
     params:
         settings=training_settings,
         splits=training_splits,

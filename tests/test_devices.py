@@ -107,6 +107,14 @@ def test_cards_assigned_by_a_batch_system_are_left_alone(start, tmp_path):
     assert not (tmp_path / "lease").exists()
 
 
+def test_fewer_cards_from_a_batch_system_than_asked_for_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(InputError, match=r"1 assigned by the batch system \(3\); expected at least 2"):
+        devices.lease_cards(2)
+    assert devices.lease_cards(1) == ["3"]
+
+
 def test_a_list_of_visible_cards_is_the_pool(start):
     assert answer(start(None, CUDA_VISIBLE_DEVICES="4,5"))[0] == ["4"]
     assert answer(start(None, CUDA_VISIBLE_DEVICES="4,5"))[0] == ["5"]

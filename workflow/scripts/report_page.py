@@ -1,6 +1,7 @@
 """Make the report: one page with tables, figures, pairs to look at and what all was made from."""
 
 import os
+from pathlib import Path
 
 from dmir.job import job
 
@@ -9,7 +10,7 @@ with job(snakemake.log[0], snakemake.threads):
 
     params = snakemake.params
     write_page(
-        params.results,
+        Path(snakemake.output[0]).parent,
         snakemake.output[0],
         configuration=params.configuration,
         tables=params.tables,

@@ -84,7 +84,7 @@ def lease_cards(count: int = 1, timeout: float | None = None) -> list[str]:
     Raises
     ------
     InputError
-        More cards are asked for than the machine has.
+        More cards are asked for than the machine has, or than a batch system gave.
     NoFreeCard
         The time is over.
     """
@@ -92,7 +92,7 @@ def lease_cards(count: int = 1, timeout: float | None = None) -> list[str]:
         return list(_leased)
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if assigned and any(variable in os.environ for variable in BATCH_JOB_VARIABLES):
-        return assigned.split(",")
+        return _assigned(assigned.split(","), count)
     cards = visible_cards()
     if not cards:
         return []
@@ -101,6 +101,19 @@ def lease_cards(count: int = 1, timeout: float | None = None) -> list[str]:
     _leased.update(_wait_for(cards, count, timeout))
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_leased)
     return list(_leased)
+
+
+def _assigned(cards: list[str], count: int) -> list[str]:
+    """Return the cards that a batch system gave this job; InputError where it gave fewer than the job is to use."""
+    if len(cards) < count:
+        raise InputError(
+            "GPUs",
+            found=f"{len(cards)} assigned by the batch system ({', '.join(cards)})",
+            expected=f"at least {count}",
+            remedy="The rule's resource gpu and the key training.gpus must agree.",
+        )
+    log.info("GPU %s assigned by the batch system", ", ".join(cards))
+    return cards
 
 
 def _wait_for(cards: list[str], count: int, timeout: float | None) -> dict[str, int]:

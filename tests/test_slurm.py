@@ -1,0 +1,227 @@
+"""The pipeline on a real Slurm of one node with two counted GPUs: partitions, cards, retries, resuming, tables."""
+
+import contextlib
+import importlib.util
+import itertools
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from slurm_cluster import slurm_cluster, why_not
+from test_pipeline import checkout
+
+ON_GPUS = {"train", "register_network"}
+BEFORE_TRAINING = {
+    "make_scan",
+    "simulate_scan",
+    "list_scans",
+    "preprocess_scan",
+    "preprocess_simulated_scan",
+    "pack_scans",
+}
+TABLES = ["comparison", "statistics_simulated", "topology"]
+TARGETS = [f"results/tables/{name}.csv" for name in TABLES]
+# three trainings for two cards
+TINY = {
+    "train_on": "simulated",
+    "test_on": ["simulated"],
+    "methods": ["affine", "voxelmorph"],
+    "seeds": [1, 2, 3],
+    "pairs_per_job": 2,
+    "grid": {"shape": [32, 40, 32], "spacing": 6.0},
+    "cohorts": {"simulated": {"source": "simulated", "train": 1, "val": 1, "test": 2}},
+    "training": {"steps": 4, "validate_every": 2, "learning_rate": 1e-3, "window": 5},
+    "settings": {"voxelmorph": {"network": {"encoder": [4, 8, 8, 8], "decoder": [8, 8, 8, 8, 8, 4, 4]}}},
+}
+# the profile as it is, but for how often the queue is asked, and for as many threads as the local run has
+PROFILE = ["--workflow-profile", "profiles/slurm", "--set-threads", "train=1", "--slurm-no-account"]
+PATIENCE = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
+SOON = [*PATIENCE, "--seconds-between-status-checks", "2", "--latency-wait", "5"]
+
+
+def reason_to_skip():
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        return "snakemake-executor-plugin-slurm is not installed"
+    return why_not()
+
+
+pytestmark = pytest.mark.slurm
+if reason := reason_to_skip():
+    pytest.skip(f"no Slurm here: {reason}", allow_module_level=True)
+
+
+def command(*arguments):
+    return [str(Path(sys.executable).parent / "snakemake"), *TARGETS, *arguments]
+
+
+def start(folder, cluster, log, *arguments):
+    """Start Snakemake with the profile for Slurm, in a process group of its own."""
+    # were Snakemake to lease cards although Slurm has given them, it would choose among these
+    variables = {"PYTHONPATH": "", "GPU_POOL": "0,1", "GPU_LEASE_DIR": str(cluster.folder / "lease")}
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command(*PROFILE, *SOON, *arguments),
+            cwd=folder,
+            env={**cluster.environment, **variables},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+
+def wait_until(condition, process, log, seconds=900):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended too early:\n{log.read_text()[-6000:]}"
+        assert time.monotonic() < end, f"waited in vain:\n{log.read_text()[-6000:]}"
+        time.sleep(0.5)
+
+
+def stop(process):
+    """Let a run that is still there cancel its jobs and end."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """Return the folder of a run of the same configuration without Slurm."""
+    folder = checkout(tmp_path_factory.mktemp("local"), TINY)
+    result = subprocess.run(
+        command("--cores", "2", "--resources", "gpu=2"), cwd=folder, capture_output=True, text=True, timeout=1800
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory):
+    """Two runs: in the first all jobs were cancelled during the trainings, in the second one ran out of time."""
+    folder = checkout(tmp_path_factory.mktemp("slurm"), TINY)
+    state = Path(tempfile.mkdtemp(prefix="dmir-slurm-"))
+    processes = []
+    try:
+        with slurm_cluster(state, gpus=2, cpus=4) as cluster, contextlib.ExitStack() as runs:
+            runs.callback(lambda: [stop(process) for process in processes])
+            first = cancelled_run(folder, cluster, processes)
+            before = {path: path.stat().st_mtime_ns for path in done_before_training(folder)}
+            submitted = len(cluster.submissions())
+            second = run_with_a_hung_training(folder, cluster, processes)
+            yield {
+                "folder": folder,
+                "first": first,
+                "second": second,
+                "before": before,
+                "submissions": (cluster.submissions()[:submitted], cluster.submissions()[submitted:]),
+                "cards": cluster.cards(),
+                "leases": list(state.glob("lease/*")),
+                "state": cluster.state(second["hung"]),
+            }
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def done_before_training(folder):
+    return [*folder.glob("results/cohorts/**/*.nii.gz"), *folder.glob("results/preprocessed/**/*.nii.gz")]
+
+
+def cancelled_run(folder, cluster, processes):
+    """Run without retries until two trainings are at work, and cancel every job by Slurm's own means."""
+    log = folder / "first.log"
+    processes.append(start(folder, cluster, log, "--retries", "0"))
+    at_work = folder / "results/logs/train/simulated/voxelmorph"
+    wait_until(lambda: len(cluster.running("gpu")) == 2 and len(list(at_work.glob("*.log"))) >= 2, processes[-1], log)
+    cluster.call("scancel", "--user", "root")
+    returned = processes[-1].wait(timeout=600)
+    return {"returned": returned, "text": log.read_text()}
+
+
+def run_with_a_hung_training(folder, cluster, processes):
+    """Run to the end; stop one training's processes and let its time be over."""
+    log = folder / "second.log"
+    already = len(cluster.submissions())
+    processes.append(start(folder, cluster, log))
+
+    def trainings():
+        submitted = {one.job for one in cluster.submissions()[already:] if one.rule == "train"}
+        return [job for job in cluster.running("gpu") if job in submitted]
+
+    wait_until(trainings, processes[-1], log)
+    hung = trainings()[0]
+    cluster.call("scancel", "--full", "--signal=STOP", hung)
+    cluster.call("scontrol", "update", f"JobId={hung}", "EndTime=now")
+    returned = processes[-1].wait(timeout=1800)
+    return {"returned": returned, "text": log.read_text(), "hung": hung}
+
+
+def test_the_cancelled_run_fails_and_the_second_one_ends_well(clustered):
+    assert clustered["first"]["returned"] != 0
+    assert clustered["second"]["returned"] == 0, clustered["second"]["text"][-6000:]
+
+
+def test_every_rule_is_on_its_partition_with_its_cards(clustered):
+    submissions = list(itertools.chain(*clustered["submissions"]))
+    assert {one.rule for one in submissions} >= ON_GPUS | BEFORE_TRAINING | {"register_classical", "score_shard"}
+    for one in submissions:
+        assert (one.partition, one.gpus) == (("gpu", 1) if one.rule in ON_GPUS else ("cpu", 0)), one
+
+
+def test_no_card_is_held_by_two_jobs_and_two_are_held_at_once(clustered):
+    held = clustered["cards"]
+    assert all(len(one.cards) == 1 for one in held)
+    assert set().union(*(one.cards for one in held)) == {"0", "1"}
+    together = 0
+    for one, other in itertools.combinations(held, 2):
+        overlap = one.begin < other.end and other.begin < one.end
+        together += overlap
+        assert not (overlap and one.cards & other.cards), (one, other)
+    assert together >= 1, held
+    assert not clustered["leases"]  # Slurm has given the cards: no lease of one's own beside that
+
+
+def test_what_was_done_before_everything_was_cancelled_is_not_done_again(clustered):
+    assert clustered["before"]
+    assert {path: path.stat().st_mtime_ns for path in clustered["before"]} == clustered["before"]
+    assert not BEFORE_TRAINING & {one.rule for one in clustered["submissions"][1]}
+
+
+def test_a_training_killed_for_its_time_is_submitted_again_with_more_and_ends_well(clustered):
+    hung = clustered["second"]["hung"]
+    assert clustered["state"] == "TIMEOUT"
+    trainings = [one for one in clustered["submissions"][1] if one.rule == "train"]
+    killed = next(one for one in trainings if one.job == hung)
+    first, second = (one for one in trainings if one.wildcards == killed.wildcards)
+    assert first.job == hung
+    assert (second.minutes, second.memory_mb) == (2 * first.minutes, 2 * first.memory_mb)
+    assert sorted(Counter(one.wildcards for one in trainings).values()) == [1, 1, 2]
+    for seed in TINY["seeds"]:
+        assert (clustered["folder"] / f"results/models/simulated/voxelmorph/seed{seed}/model.safetensors").is_file()
+
+
+def test_many_short_jobs_are_few_submissions(clustered):
+    first, second = clustered["submissions"]
+    simulated = [one.tasks for one in first if one.rule == "simulate_scan"]
+    assert simulated == [4]  # an array
+    groups = [one for one in second if one.rule.startswith("report_")]
+    assert len(groups) == 1
+    gathered = {"gather_scores", "provenance", *(f"{name}_table" for name in ("comparison", "statistics", "topology"))}
+    assert not gathered & {one.rule for one in second}
+
+
+def test_the_tables_are_those_of_a_local_run(clustered, local):
+    for name in TABLES:
+        ours, theirs = (pd.read_csv(place / f"results/tables/{name}.csv") for place in (clustered["folder"], local))
+        measured = [column for column in ours if "second" in column or "memory" in column]
+        pd.testing.assert_frame_equal(ours.drop(columns=measured), theirs.drop(columns=measured), rtol=1e-6)
