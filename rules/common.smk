@@ -25,6 +25,7 @@ from dmir.cohorts import (
 )
 from dmir.cohorts.pairs import registration_pairs
 from dmir.config import CLASSICAL, Refinement, parse_config
+from dmir.config.reading import read_yaml
 from dmir.errors import DmirError
 from dmir.provenance import code_hash, code_record, file_hash, value_hash
 from dmir.report.published import DATASETS, published_folder
@@ -56,6 +57,8 @@ def checked(function, *arguments, **parameters):
         sys.exit(1)
 
 
+for path in workflow.configfiles:  # Snakemake's own reader takes the last of two equal keys
+    checked(read_yaml, path)
 configuration = checked(
     parse_config,
     dict(config),

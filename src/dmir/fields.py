@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from dmir.errors import InputError
-from dmir.volumes import atomic_path, save_nifti
+from dmir.volumes import atomic_path, save_nifti, stored_array
 
 CORNERS = tuple(product((0, 1), repeat=3))  # of a cell of eight voxels
 LPS = np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)  # RAS <-> LPS, its own inverse
@@ -402,29 +401,19 @@ def load_field(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         The file is missing, damaged, no vector field, or not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(path, found="no such file", expected="a displacement field", remedy="Check the path.")
-    try:
-        image: Any = nib.load(path)
-        data = np.asarray(image.dataobj)
-    except Exception as error:
-        raise InputError(
-            path,
-            found=f"a file that cannot be read ({type(error).__name__})",
-            expected="a complete NIfTI displacement field",
-            remedy="It may be truncated: make or copy it again.",
-        ) from error
-    if data.ndim != 5 or data.shape[3:] != (1, 3):
-        raise InputError(
-            path,
-            found=f"an array of shape {data.shape}",
-            expected="(D, H, W, 1, 3), a vector field as ITK and ANTs write it",
-        )
-    if not np.isfinite(data).all():
+    with stored_array(path, "displacement field") as stored:
+        shape, affine = stored.shape, stored.affine
+        if len(shape) != 5 or shape[3:] != (1, 3):
+            raise InputError(
+                path,
+                found=f"an array of shape {shape}",
+                expected="(D, H, W, 1, 3), a vector field as ITK and ANTs write it",
+            )
+        data = stored.read()
+    displacement = np.empty((3, *shape[:3]), dtype=np.float32)
+    matrix = np.linalg.inv(affine[:3, :3]) * LPS.reshape(1, 3)
+    with np.errstate(all="ignore"):  # what overflows to Inf is refused below
+        _transform_vectors(matrix, np.moveaxis(data[..., 0, :], -1, 0), displacement)
+    if not np.isfinite(displacement).all():
         raise InputError(path, found="displacements that are NaN or infinite", expected="finite millimetres")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    displacement = np.empty((3, *data.shape[:3]), dtype=np.float32)
-    _transform_vectors(
-        np.linalg.inv(affine[:3, :3]) * LPS.reshape(1, 3), np.moveaxis(data[..., 0, :], -1, 0), displacement
-    )
     return displacement, affine

@@ -50,8 +50,8 @@ def structures_folder() -> Path:
 
 def _table(folder: Path, name: str, key: str, columns: set[str]) -> pd.DataFrame:
     path = folder / f"{name}.csv"
-    if not path.is_file():
-        known = [p.stem for p in folder.glob("*.csv")]
+    known = [p.stem for p in folder.glob("*.csv")]
+    if name not in known:  # and not the path of some other file
         raise InputError(
             key,
             found=f"'{name}'",
@@ -89,8 +89,8 @@ def load_label_map(name: str) -> dict[int, int]:
 
 def remap_labels(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Replace each id by what it maps to; ids that are not in the map become 0. Any shape, int32 out."""
-    highest = max(int(labels.max(initial=0)), *mapping, 0)
-    lookup = np.zeros(highest + 1, dtype=np.int32)
+    beyond = max(mapping, default=0) + 1  # one place for all higher ids: a single voxel can have an id of billions
+    lookup = np.zeros(beyond + 1, dtype=np.int32)
     for source, target in mapping.items():
         lookup[source] = target
-    return lookup[np.clip(labels, 0, None)]
+    return lookup[np.clip(labels, 0, beyond)]

@@ -2,11 +2,17 @@
 
 A volume is an array with the affine that takes its voxel indices to RAS millimetres, as nibabel gives them. Whatever a
 file may hold (another orientation, a trailing axis, gzip cut short, NaN), what leaves this module is checked.
+
+A header is a claim that anybody can write. Nothing is read because of it before the claim was held against the file:
+how many voxels, of which type, where, and whether so many bytes can be there at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import io
+import math
 import os
 import tempfile
 import warnings
@@ -23,7 +29,16 @@ from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_ori
 
 from dmir.errors import InputError
 
-MAXIMUM_VOXELS = 2**31  # a header that claims more than this is damaged or hostile
+MAXIMUM_VOXELS = 2**30  # 1024 along each axis; a header that claims more than this is damaged or hostile
+BESIDE_VOXELS = 2**22  # bytes of a file that may be anything else: its header with extensions, and what follows them
+DEFLATE = 1032  # bytes that one byte of a gzip file can become, at most
+CHUNK = 2**20  # bytes decompressed at a time
+# what nibabel reads besides (CIFTI, GIFTI, MINC, AFNI, PAR/REC) is no volume of a scan, and its parsers are not needed
+KINDS: tuple[Any, ...] = (
+    *(nib.Nifti1Pair, nib.Nifti1Image, nib.Nifti2Pair, nib.Nifti2Image),
+    *(nib.Spm2AnalyzeImage, nib.Spm99AnalyzeImage, nib.AnalyzeImage, nib.MGHImage),
+)
+CONTENT = "a complete NIfTI, MGH or Analyze volume"
 
 
 @dataclass(frozen=True)
@@ -94,64 +109,190 @@ def _pair(path: Path, key: str) -> tuple[Path, Path] | None:
     )
 
 
-def _open_pair(header: Path, image: Path) -> Any:
-    """Open header and image as nibabel does, which by itself wants both plain or both compressed."""
-    for kind in nib.imageclasses.all_image_classes:
-        if kind.path_maybe_image(header)[0]:
-            files = kind.filespec_to_file_map(str(header))
-            return kind.from_file_map({**files, "image": FileHolder(str(image))})
-    raise ImageFileError(f"{header.name} is no header of a volume")
+class _Plain(io.BufferedReader):
+    """A file of which headers can read only so much, whatever length they claim for their parts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._left = BESIDE_VOXELS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left = _less(self._left, size)
+        return super().read(size)
 
 
-def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the raw (D, H, W) array and the affine, or refuse the file."""
-    if not path.is_file():
-        raise InputError(
-            f"{key}: {path}", found="no such file", expected="a NIfTI, MGH or Analyze volume", remedy="Check the path."
+class _Compressed(gzip.GzipFile):
+    """As :class:`_Plain`; voxels are decompressed into their place, without a second copy of them all."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._left = BESIDE_VOXELS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._left = _less(self._left, size)
+        return super().read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        view, done = memoryview(buffer).cast("B"), 0
+        while done < len(view) and (part := super().read(min(CHUNK, len(view) - done))):
+            view[done : done + len(part)] = part
+            done += len(part)
+        return done
+
+    def require_end(self) -> None:
+        """Read on to the end, where gzip has its checksum; ValueError where there is much more than claimed."""
+        beyond = 0
+        while part := super().read(CHUNK):
+            beyond += len(part)
+            if beyond > BESIDE_VOXELS:
+                raise ValueError("more than 4 MiB follow the voxels that the header claims")
+
+
+def _less(left: int, size: int | None) -> int:
+    if size is None or not 0 <= size <= left:
+        raise ValueError("a header or extensions of more than 4 MiB")
+    return left - size
+
+
+def _stream(path: Path) -> _Plain | _Compressed:
+    return _Compressed(path) if path.suffix in (".gz", ".mgz") else _Plain(path)
+
+
+class StoredArray:
+    """An array in a file, of which the header alone was read: ``shape`` and the 4x4 voxel-to-RAS ``affine``, mm."""
+
+    def __init__(self, image: Any, where: str, size: int, stream: _Plain | _Compressed) -> None:
+        self.shape: tuple[int, ...] = tuple(int(n) for n in image.shape)
+        self.affine = np.asarray(image.affine, dtype=np.float64)
+        self._where, self._size, self._stream, self._proxy = where, size, stream, image.dataobj
+
+    def read(self) -> np.ndarray:
+        """Return the numbers; InputError where the header claims what no volume is, or what the file cannot hold."""
+        self._check_claims()
+        with _told_as_damaged(self._where), np.errstate(all="ignore"):
+            data = np.asanyarray(self._proxy)
+            if isinstance(self._stream, _Compressed):
+                self._stream.require_end()
+        return data
+
+    def _check_claims(self) -> None:
+        kind, offset = self._proxy.dtype, int(self._proxy.offset)
+        needed = offset + math.prod(self.shape) * kind.itemsize
+        most = self._size * (DEFLATE if isinstance(self._stream, _Compressed) else 1)
+        axes = "x".join(map(str, self.shape))
+        beyond = 0 if isinstance(self._stream, _Compressed) else self._size - needed
+        faults = (
+            (min(self.shape, default=0) < 1, f"a header that claims {axes} voxels"),
+            (math.prod(self.shape) > MAXIMUM_VOXELS, f"a header that claims {self.shape} voxels"),
+            (kind.kind not in "biuf" or kind.itemsize > 8, f"voxels of the type {kind}"),
+            (not 0 <= offset <= BESIDE_VOXELS, f"voxels that begin at byte {offset}"),
+            (needed > most, f"a header that claims {axes} voxels in a file of {self._size} bytes"),
+            (beyond > BESIDE_VOXELS, f"{beyond} bytes behind the {axes} voxels that the header claims"),
+            (not _invertible(self.affine), "an affine that cannot be inverted"),
         )
-    pair = _pair(path, key)
-    where = f"{key}: {path}" + (f" ({pair[0].name} with {pair[1].name})" if pair else "")
+        for wrong, found in faults:
+            if wrong:
+                raise InputError(
+                    self._where,
+                    found=found,
+                    expected=f"{CONTENT} of at most {MAXIMUM_VOXELS} voxels, one number each, with a valid affine",
+                    remedy="The file is truncated or its header is damaged: fetch it again, or mend the header (for "
+                    "instance with nibabel or fslcpgeom).",
+                )
+
+
+def _invertible(affine: np.ndarray) -> bool:
+    """Tell whether an affine is finite, of at least a micrometre a voxel, and its axes point in three directions."""
+    matrix = affine[:3, :3]
+    if not np.isfinite(affine).all() or np.abs(affine).max() > 1e6:
+        return False
+    spacing = np.sqrt((matrix**2).sum(axis=0))
+    return bool(spacing.min() >= 1e-3 and abs(np.linalg.det(matrix / spacing)) > 1e-3)
+
+
+@contextlib.contextmanager
+def _told_as_damaged(where: str) -> Iterator[None]:
     try:
-        image: Any = _open_pair(*pair) if pair else nib.load(path)
-        shape = image.shape
-        if np.prod([float(n) for n in shape]) > MAXIMUM_VOXELS:
-            raise InputError(
-                where,
-                found=f"a header that claims {shape} voxels",
-                expected=f"at most {MAXIMUM_VOXELS} voxels",
-                remedy="The file is damaged; fetch it again.",
-            )
-        data = np.asanyarray(image.dataobj)
-        affine = np.asarray(image.affine, dtype=np.float64)
+        yield
     except InputError:
         raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen unrelated kinds for a damaged file
         raise InputError(
             where,
             found=f"a file that cannot be read ({_first_line(error)})",
-            expected="a complete NIfTI, MGH or Analyze volume",
+            expected=CONTENT,
             remedy="It may be truncated: copy or download it again.",
         ) from error
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
-        what = f"{data.shape[3]} volumes in one file" if data.ndim == 4 else f"an array of shape {shape}"
+
+
+@contextlib.contextmanager
+def stored_array(path: Path, key: str) -> Iterator[StoredArray]:
+    """Open an array in a file and read its header; the file is closed at the end.
+
+    Parameters
+    ----------
+    path
+        NIfTI, MGH or Analyze, plain or gzip; either file of a pair.
+    key
+        What the file is to the user, for error messages.
+
+    Raises
+    ------
+    InputError
+        The file is missing, or its header is none that nibabel reads.
+    """
+    if not path.is_file():
         raise InputError(
-            f"{key}: {path}",
-            found=what,
-            expected="one 3-D volume",
-            remedy="Split the series and name one volume a scan.",
+            f"{key}: {path}", found="no such file", expected="a NIfTI, MGH or Analyze volume", remedy="Check the path."
         )
-    if min(data.shape) < 2:
-        raise InputError(f"{key}: {path}", found=f"shape {data.shape}", expected="a 3-D volume, not a slice")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    pair = _pair(path, key)
+    where = f"{key}: {path}" + (f" ({pair[0].name} with {pair[1].name})" if pair else "")
+    with contextlib.ExitStack() as opened:
+        with _told_as_damaged(where), np.errstate(all="ignore"):
+            header = pair[0] if pair else path
+            kind = _kind(header)
+            files = kind.filespec_to_file_map(str(header))
+            # the two files of a volume are the same for most formats; nibabel by itself wants both plain or compressed
+            names = {part: Path(holder.filename) for part, holder in files.items() if part != "mat"}
+            names |= {"image": pair[1]} if pair else {}
+            streams = {part: _stream(name) for part, name in names.items()}
+            for stream in streams.values():
+                opened.callback(stream.close)
+            holders = {part: FileHolder(str(names[part]), stream) for part, stream in streams.items()}
+            image = kind.from_file_map({**files, **holders})
+            stored = StoredArray(image, where, names["image"].stat().st_size, streams["image"])
+        yield stored
+
+
+def _kind(header: Path) -> Any:
+    """Return nibabel's class for a file."""
+    kind = next((kind for kind in KINDS if kind.path_maybe_image(header)[0]), None)
+    if kind is None:
+        raise ImageFileError(f"{header.name} is no header of a volume")
+    beside = header.with_suffix(".mat")  # SPM's affine, which nibabel reads as a whole
+    if ("mat", ".mat") in kind.files_types and beside.is_file() and beside.stat().st_size > 2**16:
+        raise ImageFileError(f"{beside.name} beside it has more than an affine")
+    return kind
+
+
+def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the raw (D, H, W) array and the affine, or refuse the file."""
+    with stored_array(path, key) as stored:
+        shape = stored.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        _require_volume(f"{key}: {path}", shape)
+        return stored.read().reshape(shape, order="F"), stored.affine
+
+
+def _require_volume(where: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        what = f"{shape[3]} volumes in one file" if len(shape) == 4 else f"an array of shape {shape}"
         raise InputError(
-            f"{key}: {path}",
-            found="an affine that cannot be inverted",
-            expected="a header with a valid qform or sform",
-            remedy="Mend the header (for instance with nibabel or fslcpgeom).",
+            where, found=what, expected="one 3-D volume", remedy="Split the series and name one volume a scan."
         )
-    return data, affine
+    if min(shape) == 1:
+        raise InputError(where, found=f"shape {shape}", expected="a 3-D volume, not a slice")
 
 
 def read_image(path: str | Path, key: str = "image") -> Volume:
@@ -203,7 +344,7 @@ def read_labels(path: str | Path, key: str = "labels") -> Volume:
     Raises
     ------
     InputError
-        As :func:`read_image`, and where values are not whole numbers or no voxel is labelled.
+        As :func:`read_image`, and where values are not whole numbers from 0 on or no voxel is labelled.
     """
     path = Path(path)
     raw, affine = _load(path, key)
@@ -217,6 +358,13 @@ def read_labels(path: str | Path, key: str = "labels") -> Volume:
                 remedy="Label maps must be resampled with nearest neighbours.",
             )
         raw = np.round(raw)
+    if raw.min() < 0 or raw.max() > np.iinfo(np.int32).max:
+        raise InputError(
+            f"{key}: {path}",
+            found=f"ids from {raw.min():g} to {raw.max():g}",
+            expected=f"ids from 0 (background) to {np.iinfo(np.int32).max}",
+            remedy="Give the structures other ids.",
+        )
     data = np.ascontiguousarray(raw, dtype=np.int32)
     if not data.any():
         raise InputError(f"{key}: {path}", found="no labelled voxel", expected="at least one structure")
@@ -275,8 +423,6 @@ def write_volume(path: str | Path, volume: Volume, dtype: np.dtype | type | None
 def save_nifti(path: Path, image: nib.Nifti1Image) -> None:
     """Save with a fast gzip level and no time stamp, so that equal volumes are equal files."""
     if path.suffix == ".gz":
-        import gzip
-
         with path.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as f:
             f.write(image.to_bytes())
     else:

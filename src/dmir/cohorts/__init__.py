@@ -34,7 +34,7 @@ COLUMNS = (
 )
 REQUIRED = ("scan", "subject", "split", "image", "labels")
 SPLITS = ("train", "val", "test", "atlas")
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # two of them and a suffix are the name of a file
 
 
 def scan_table(
@@ -228,6 +228,7 @@ def check_scan_table(table: pd.DataFrame, where: str | Path, protocol: str = "sc
             remedy=f"There are: {', '.join(map(str, table.columns)) or 'none'}.",
         )
     _check_names(table["scan"].astype(str), where)
+    _check_text(table, where)
     _check_splits(table["split"].astype(str), where, protocol)
     _check_subjects(table, where)
     _check_labels(table, where)
@@ -238,8 +239,9 @@ def _check_names(names: pd.Series, where: str | Path) -> None:
     if unsafe:
         raise InputError(
             where,
-            found=f"scan names {_some(repr(name) for name in unsafe)}",
-            expected="letters, digits, '.', '_' and '-', a letter or digit first, and no '__' (they name files)",
+            found=f"scan names {_some(f'{name!r:.110}' for name in unsafe)}",
+            expected="up to 100 letters, digits, '.', '_' and '-', a letter or digit first, and no '__' (they name "
+            "files)",
             remedy="Rename them in the column scan.",
         )
     # two names that differ in case alone are one file on some file systems
@@ -250,6 +252,18 @@ def _check_names(names: pd.Series, where: str | Path) -> None:
             found=f"the scan names {_some(sorted(set(repeated)))} more than once",
             expected="a name of its own for every scan",
         )
+
+
+def _check_text(table: pd.DataFrame, where: str | Path) -> None:
+    """Refuse entries with control characters (a line break, an escape of terminals): they end up in texts and logs."""
+    for name in table.columns:
+        strange = [str(entry) for entry in table[name] if not str(entry).isprintable()]
+        if strange:
+            raise InputError(
+                where,
+                found=f"in the column {name} {_some(f'{entry!r:.110}' for entry in strange)}",
+                expected="text without line breaks and other control characters",
+            )
 
 
 def _check_splits(column: pd.Series, where: str | Path, protocol: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmir.cohorts.layout import person_and_session, require_files, require_layout
+from dmir.cohorts.layout import person_and_session, read_text_table, require_files, require_layout
 from dmir.errors import InputError, suggestion
 
 WHERE = (
@@ -218,13 +218,10 @@ def _ages(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     expected = "a table (.tsv) with the column participant_id"
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(path, found=f"text that is no table ({error})", expected=expected) from error
+    table = read_text_table(path, expected, "\t")
     if "participant_id" not in table.columns:
         raise InputError(path, found=f"the columns {', '.join(table.columns)}", expected=expected)
     if "age" not in table.columns:
         return {}
     told = table[pd.to_numeric(table["age"], errors="coerce").notna()]
-    return dict(zip(told["participant_id"], told["age"].str.strip(), strict=True))
+    return dict(zip(told["participant_id"], told["age"], strict=True))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmir.cohorts.layout import person_and_session, require_layout
+from dmir.cohorts.layout import person_and_session, read_bounded, require_layout
 from dmir.errors import InputError, suggestion
 
 WHERE = (
@@ -176,13 +176,14 @@ def _volumes(folder: Path) -> dict[str, str]:
     }
 
 
-def _scan_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders with ``mri/`` that are scans of people; those of discs, too."""
+def _scan_folders(folder: Path, depth: int = 1) -> Iterator[Path]:
+    """Yield the folders with ``mri/`` that are scans of people; those of discs, too, but not of discs in discs."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or AVERAGES.fullmatch(path.name) or not path.is_dir():
             continue
         if DISC.fullmatch(path.name):
-            yield from _scan_folders(path)
+            if depth:
+                yield from _scan_folders(path, depth - 1)
             continue
         inside = {entry.name for entry in path.iterdir()}
         if "mri" in inside and not inside.intersection(TEMPLATES):
@@ -228,5 +229,6 @@ def _templates(folder: Path) -> dict[str, str]:
         point: path.parent.name
         for name in TEMPLATES
         for path in folder.glob(f"*/{name}")
-        for point in path.read_text(encoding="utf-8", errors="replace").split()
+        if path.is_file()
+        for point in read_bounded(path, "a list of time points").decode(errors="replace").split()
     }

@@ -1,15 +1,24 @@
-"""What the sources on disk share: is this the layout, is it complete, whose scan is it?"""
+"""What the sources on disk share: is this the layout, is it complete, whose scan is it, what do its tables say?"""
 
 from __future__ import annotations
 
 import importlib
+import io
 import re
+import warnings
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
+
 from dmir.errors import InputError
+
+# of a table or another text that tells of scans: the largest published ones are a hundredth of it
+MAXIMUM_BYTES = 2**24
+MAXIMUM_CELLS = 2**22
+MAXIMUM_COLUMNS = 1024  # pandas works on equal names of columns for the square of their number
 
 # names that several layouts keep: OASIS-1's sessions (MR2 is the rescan of MR1), and those of BIDS
 PERSONS = (
@@ -69,6 +78,56 @@ def recognised(source: str, folder: Path) -> bool:
 
     recognises = getattr(importlib.import_module(SOURCES[source]), "recognises", None)
     return bool(recognises and recognises(folder))
+
+
+def read_bounded(path: Path, expected: str) -> bytes:
+    """Return what is in a file of text; InputError where it is larger than any that tells of scans."""
+    size = path.stat().st_size
+    if size > MAXIMUM_BYTES:
+        raise InputError(path, found=f"{size} bytes", expected=f"{expected} of at most {MAXIMUM_BYTES} bytes")
+    return path.read_bytes()
+
+
+def read_text_table(path: Path, expected: str, separator: str = ",", comment: str | None = None) -> pd.DataFrame:
+    """Read a table of text, every entry as it is: names such as 007 are names, and ``=1+1`` is no formula.
+
+    Parameters
+    ----------
+    path
+        UTF-8, with or without a byte order mark.
+    expected
+        What the file is to the user, for error messages.
+    separator
+        Between entries.
+    comment
+        What lines to be passed over begin with.
+
+    Raises
+    ------
+    InputError
+        The file is no text, no table, a row is longer than the header, or all is larger than any table of scans: pandas
+        makes an entry of what a short row lacks, so that a header of a million columns alone fills the memory.
+    """
+    raw = read_bounded(path, expected)
+    try:
+        text = raw.decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds a NUL byte")
+        rows = raw.count(b"\n") + raw.count(b"\r") + 1
+        columns = max((line.count(separator) + 1 for line in re.split(r"[\r\n]+", text)), default=1)
+        if columns > MAXIMUM_COLUMNS:
+            raise ValueError(f"{columns} columns are more than {MAXIMUM_COLUMNS}")
+        if rows * columns > MAXIMUM_CELLS:
+            raise ValueError(f"up to {columns} columns by {rows} rows are more than {MAXIMUM_CELLS} entries")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of entries beyond the last column
+            table = pd.read_csv(
+                io.StringIO(text), sep=separator, comment=comment, dtype=str, keep_default_na=False, index_col=False
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:  # of pandas, too: ParserError, EmptyDataError
+        raise InputError(path, found=f"text that is no table ({error})", expected=expected) from error
+    table.columns = table.columns.astype(str).str.strip()
+    return table.apply(lambda column: column.fillna("").str.strip())
 
 
 def packaged_file(package: str, name: str) -> Path:

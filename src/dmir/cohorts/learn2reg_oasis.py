@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dmir.cohorts.layout import require_files, require_layout
+from dmir.cohorts.layout import read_bounded, require_files, require_layout
 from dmir.errors import InputError
 
 WHERE = (
@@ -96,8 +96,8 @@ def _description(folder: Path) -> dict[str, Any]:
     expected = "Learn2Reg's description of the task, with the lists training and registration_val"
     remedy = "Download or unpack it again."
     try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        description = json.loads(read_bounded(path, expected).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(path, found=f"a file that is no JSON ({error})", expected=expected, remedy=remedy) from error
     if not isinstance(description, dict) or not isinstance(description.get("training"), list):
         raise InputError(path, found="no list training", expected=expected, remedy=remedy)
@@ -115,7 +115,7 @@ def _training(description: dict[str, Any], folder: Path) -> list[dict[str, str]]
             or not all(isinstance(told.get(k, ""), str) for k in keys)
         ):
             raise InputError(folder / DESCRIPTION, found=f"{entry!r} in training", expected="'image' and 'label'")
-        entries.append({key: _relative(told[key]) for key in keys if told.get(key)})
+        entries.append({key: _relative(told[key], folder) for key in keys if told.get(key)})
     return entries
 
 
@@ -127,7 +127,7 @@ def _validation(description: dict[str, Any], folder: Path) -> list[tuple[str, st
             raise InputError(
                 folder / DESCRIPTION, found=f"{entry!r} in registration_val", expected="'moving' and 'fixed'"
             )
-        pairs.append((_relative(entry["moving"]), _relative(entry["fixed"])))
+        pairs.append((_relative(entry["moving"], folder), _relative(entry["fixed"], folder)))
     return pairs
 
 
@@ -147,9 +147,15 @@ def _row(folder: Path, entry: dict[str, str], *, masks: bool) -> dict[str, str]:
     }
 
 
-def _relative(path: str) -> str:
-    """Return a path of the description without the ``./`` that it begins with."""
-    return str(PurePosixPath(path.replace("\\", "/").lstrip("/")))
+def _relative(path: str, folder: Path) -> str:
+    """Return a path of the description without the ``./`` that it begins with; refuse one that leads out of the folder.
+
+    The description comes with the scans from elsewhere.
+    """
+    inside = PurePosixPath(path.replace("\\", "/").lstrip("/"))
+    if ".." in inside.parts or "\0" in path:
+        raise InputError(folder / DESCRIPTION, found=f"the path {path!r:.200}", expected="a path inside the folder")
+    return str(inside)
 
 
 def _scan(image: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from dmir.cohorts.freesurfer import finished_scans
-from dmir.cohorts.layout import person_and_session, require_files, require_layout
+from dmir.cohorts.layout import person_and_session, read_bounded, read_text_table, require_files, require_layout
 from dmir.errors import InputError, suggestion
 
 WHERE = (
@@ -110,13 +110,16 @@ def scan_table(folder: str | Path, *, version: str = "masked", freesurfer: str |
     return pd.DataFrame(rows)
 
 
-def _sessions(folder: Path) -> Iterator[Path]:
-    """Yield the folders of the sessions: in the folder itself, in discs, and in the archives' own folders."""
+def _sessions(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """Yield the folders of the sessions: in the folder itself, in discs, and in the archives' own folders.
+
+    No deeper: of folders that link to one another there is no end.
+    """
     for path in sorted(folder.iterdir()):
         if SESSION.fullmatch(path.name):
             yield path
-        elif DISC.fullmatch(path.name) and path.is_dir():
-            yield from _sessions(path)
+        elif depth and DISC.fullmatch(path.name) and path.is_dir():
+            yield from _sessions(path, depth - 1)
 
 
 def _sessions_by_name(folder: Path) -> dict[str, Path]:
@@ -174,18 +177,14 @@ def _ages(folder: Path, sessions: dict[str, Path]) -> dict[str, str]:
 
 
 def _table_of_ages(path: Path) -> dict[str, str]:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(path, found=f"text that is no table ({error})", expected="a .csv file") from error
-    table.columns = table.columns.str.strip()
+    table = read_text_table(path, "a .csv file")
     if not {"ID", "Age"} <= set(table.columns):
         raise InputError(path, found=f"the columns {', '.join(table.columns)}", expected="also ID and Age")
-    return dict(zip(table["ID"].str.strip(), table["Age"].str.strip(), strict=True))
+    return dict(zip(table["ID"], table["Age"], strict=True))
 
 
 def _own_age(session: Path) -> str:
     path = session / f"{session.name}.txt"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = read_bounded(path, "what is known of a session").decode(errors="replace") if path.is_file() else ""
     age = re.search(r"^AGE:[ \t]*(\d+)", text, re.MULTILINE)
     return age[1] if age else ""

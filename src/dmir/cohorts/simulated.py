@@ -24,6 +24,7 @@ from dmir.errors import InputError
 from dmir.volumes import Volume, reorient, write_volume
 
 ATLAS = "template"
+MAXIMUM_SUBJECTS = 100_000  # in a split: each is listed whenever a workflow is planned
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ def scan_table(
     Raises
     ------
     InputError
-        A number of subjects is negative.
+        A number of subjects is negative or absurd.
     """
     sizes = {"train": train, "val": val, "test": test}
     for split, size in sizes.items():
-        if size < 0:
-            raise InputError(f"simulated cohort: {split}", found=str(size), expected="a number of subjects, 0 or more")
+        if not 0 <= size <= MAXIMUM_SUBJECTS:
+            raise InputError(
+                f"simulated cohort: {split}", found=str(size), expected=f"a number of subjects, 0 to {MAXIMUM_SUBJECTS}"
+            )
     splits = ["atlas", *(split for split, size in sizes.items() for _ in range(size))]
     rows = []
     for number, split in enumerate(splits):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmir.cohorts.layout import read_text_table
 from dmir.errors import InputError, suggestion
 from dmir.structures import resources_folder
 
@@ -39,15 +40,11 @@ def published_or_path(name: str | Path, key: str) -> Path:
 
 def read_rows(path: Path, columns: tuple[tuple[str, ...], ...]) -> pd.DataFrame:
     """Read a table of text whose columns are one of some sets; lines that begin with # are comments."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, comment="#", encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(path, found=f"text that is no table ({error})", expected="a .csv file") from error
-    table.columns = table.columns.str.strip()
+    table = read_text_table(path, "a .csv file", comment="#")
     if tuple(table.columns) not in columns:
         expected = " or ".join(", ".join(names) for names in columns)
         raise InputError(path, found=f"the columns {', '.join(table.columns)}", expected=f"the columns {expected}")
-    return table.apply(lambda column: column.str.strip())
+    return table
 
 
 def apply_split(

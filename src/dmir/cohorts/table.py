@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmir.cohorts.layout import read_text_table
 from dmir.errors import InputError, suggestion
 
 FILES = ("image", "labels", "mask")
@@ -48,28 +49,16 @@ def scan_table(path: str | Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read every entry as text: names such as 007 are names, not numbers."""
     expected = "a table of scans (.csv or .tsv)"
     if not path.is_file():
         raise InputError(path, found="no such file", expected=expected, remedy="Check the path.")
     separators = {".csv": ",", ".tsv": "\t"}
     if path.suffix.lower() not in separators:
         raise InputError(path, found=f"the ending '{path.suffix}'", expected=expected)
-    try:
-        table = pd.read_csv(
-            path,
-            sep=separators[path.suffix.lower()],
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            index_col=False,
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(path, found=f"text that is no table ({error})", expected=expected) from error
+    table = read_text_table(path, expected, separators[path.suffix.lower()])
     if table.empty:
         raise InputError(path, found="no row", expected="one row a scan")
-    table.columns = table.columns.str.strip()
-    return table.apply(lambda column: column.fillna("").str.strip())
+    return table
 
 
 def _check_columns(columns: list[str], path: Path) -> None:

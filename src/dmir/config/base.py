@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,9 +12,9 @@ from dmir.errors import DmirError, suggestion
 
 
 class Model(BaseModel):
-    """Base of all settings: unknown keys are refused, and a docstring below a field documents it."""
+    """Base of all settings: unknown keys, NaN and Inf are refused, and a docstring below a field documents it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ConfigError(DmirError):
@@ -23,6 +24,16 @@ class ConfigError(DmirError):
         self.problems = problems
         plural = "mistake" if len(problems) == 1 else "mistakes"
         super().__init__(f"{source}: {len(problems)} {plural}\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: in one line, and not the whole of what is large or nested."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlist, short.maxtuple, short.maxdict = 3, 200, 200, 8, 8, 8
+    try:
+        return short.repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def mistakes_of(build: Callable[[], Any], where: str = "") -> list[str]:
@@ -49,7 +60,7 @@ def mistakes(error: ValidationError, prefix: str = "") -> list[str]:
         elif item["type"] == "missing":
             message = "found nothing; this key is required"
         elif item["type"] != "value_error":
-            message = f"found {item['input']!r}; {message[0].lower()}{message[1:]}"
+            message = f"found {shown(item['input'])}; {message[0].lower()}{message[1:]}"
         lines += [f"{where}: {line}" if where else line for line in message.splitlines()]
     return lines
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -138,14 +139,16 @@ class ResumeFile:
         if self.path is None or not self.path.is_file():
             return TrainingState()
         try:
+            _check_archive(self.path)
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             settings = content.pop("settings")
             best = content.pop("best")
             state = TrainingState(**content, best=None if best is None else Best(**best))
+            fits = settings == self.settings_hash and _shapes(state.network) == _shapes(network.state_dict())
         except Exception as error:  # whatever a damaged file makes of the reader
             log.warning("%s cannot be read (%s): training starts anew", self.path, " ".join(str(error).split())[:200])
             return TrainingState()
-        if settings != self.settings_hash or _shapes(state.network) != _shapes(network.state_dict()):
+        if not fits:
             log.warning("%s is of another training: this one starts anew", self.path)
             return TrainingState()
         network.load_state_dict(state.network)
@@ -160,6 +163,22 @@ class ResumeFile:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is larger than its file once it is read: torch itself stores tensors as they are.
+
+    Parts that overlap, or are compressed, could make terabytes of a small file. The checksums are looked at because
+    torch does not: one damaged byte can be another step, or another weight.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        total, size = sum(part.file_size for part in parts), path.stat().st_size
+        if total > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError(f"{total} bytes in a file of {size}, or compressed parts")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is another")
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:

@@ -1,12 +1,14 @@
 """Trained weights on disk: safetensors, with all that is needed to build their network again.
 
 A weights file cannot run code when it is read, and tells what it holds: the network's name and hyperparameters, the
-grid and the cohort it was trained on. Reading refuses whatever does not fit.
+grid and the cohort it was trained on. Reading refuses whatever does not fit. What a file tells of its network is
+compared with its tensors on torch's ``meta`` device, where tensors have no memory, before the network is built.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from torch import nn
 import dmir
 from dmir import networks
 from dmir.errors import InputError
-from dmir.volumes import Grid, atomic_path
+from dmir.volumes import MAXIMUM_VOXELS, Grid, atomic_path
 
 FORMAT = 1
+LARGEST = 4096  # a hyperparameter, and 64 entries of a list of them: several times those of any network here
 KEY = "dmir"  # one key with one JSON text: safetensors keeps several keys in no fixed order
 
 
@@ -104,9 +107,8 @@ def load_weights(
     path = Path(path)
     metadata, tensors = _read(path)
     _require(path, metadata, expected or {})
-    grid = metadata["grid"]["shape"]
-    network = networks.build(metadata["network"], shape=tuple(grid), **metadata["hyperparameters"])
-    _require_fit(path, network, tensors, metadata)
+    _require_fit(path, _build(path, metadata, "meta"), tensors, metadata)
+    network = _build(path, metadata, "cpu")
     network.load_state_dict(tensors)
     return network.to(device).eval(), metadata
 
@@ -133,7 +135,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, t
         ) from error
     if text is None:
         raise InputError(path, found="safetensors of another program", expected=expected)
-    metadata = json.loads(text)
+    metadata = _metadata(path, text)
     if metadata["format"] > FORMAT:
         raise InputError(
             path,
@@ -142,6 +144,63 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, t
             remedy=f"Update dmir (this is {dmir.__version__}).",
         )
     return metadata, held
+
+
+def _metadata(path: Path, text: str) -> dict[str, Any]:
+    """Return what the file says of itself; InputError where that cannot be of a network."""
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        metadata, reason = None, f"no JSON ({str(error)[:100]})"
+    else:
+        reason = _strange(metadata)
+    if reason:
+        raise InputError(
+            path,
+            found=f"a description of the network with {reason}",
+            expected="what this library writes: format, network, hyperparameters, grid",
+            remedy="The file is damaged, or was made by something else.",
+        )
+    return metadata
+
+
+def _strange(metadata: Any) -> str:
+    """Say what a description has that no network has; "" where it has all, in the right kinds."""
+    kinds = {"format": int, "dmir": str, "network": str, "hyperparameters": dict, "grid": dict, "extra": dict}
+    if not isinstance(metadata, dict):
+        return f"{type(metadata).__name__} instead of keys"
+    wrong = [key for key, kind in kinds.items() if not isinstance(metadata.get(key), kind)]
+    if wrong:
+        return f"no usable {wrong[0]}"
+    shape = metadata["grid"].get("shape")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        return f"the grid {shape!r:.100}"
+    if math.prod(shape) > MAXIMUM_VOXELS:
+        return f"a grid of {'x'.join(map(str, shape))} voxels"
+    for name, value in metadata["hyperparameters"].items():
+        entries = value if isinstance(value, list) else [value]
+        numbers = [entry for entry in entries if isinstance(entry, int | float)]
+        if len(entries) > 64 or not all(abs(number) <= LARGEST for number in numbers):
+            return f"{name:.100} = {value!r:.100}"
+    return ""
+
+
+def _build(path: Path, metadata: Mapping[str, Any], device: str) -> nn.Module:
+    try:
+        with torch.device(device):
+            return networks.build(
+                metadata["network"], shape=tuple(metadata["grid"]["shape"]), **metadata["hyperparameters"]
+            )
+    except InputError as error:
+        raise InputError(
+            f"{path}: {error.where}", found=error.found, expected=error.expected, remedy=error.remedy
+        ) from None
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise InputError(
+            path,
+            found=f"hyperparameters that make no {metadata['network']} ({str(error)[:200]})",
+            expected="those of a trained network",
+        ) from error
 
 
 def _require(path: Path, metadata: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
