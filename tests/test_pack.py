@@ -123,7 +123,7 @@ def test_a_bad_scan_is_named_and_nothing_is_left(scans, tmp_path):
     write_volume(negative, Volume(np.full(SHAPE, -3), AFFINE), dtype=np.int16)
     for scan, message in (
         (Scan("x", other), r"other\.nii: found a grid of 6x7x7"),
-        (Scan("x", cut), r"cut\.nii: found a file that cannot be read"),
+        (Scan("x", cut), r"cut\.nii: found a header that claims 6x7x8 voxels in a file of"),
         (Scan("x", empty), r"empty\.nii: found \d+ voxels that are NaN"),
         (Scan("x", tmp_path / "gone.nii"), r"gone\.nii: found a file that cannot be read \(No such file"),
         (Scan("x", scans[1].image, negative), r"negative\.nii: found the id -3"),
