@@ -126,7 +126,7 @@ def test_a_bad_scan_is_named_and_nothing_is_left(scans, tmp_path):
         (Scan("x", cut), r"cut\.nii: found a header that claims 6x7x8 voxels in a file of"),
         (Scan("x", empty), r"empty\.nii: found \d+ voxels that are NaN"),
         (Scan("x", tmp_path / "gone.nii"), r"gone\.nii: found a file that cannot be read \(No such file"),
-        (Scan("x", scans[1].image, negative), r"negative\.nii: found the id -3"),
+        (Scan("x", scans[1].image, negative), r"negative\.nii: found ids from -3 to -3"),
         (scans[0], r"scans to pack: found 's0' more than once"),
     ):
         with pytest.raises(InputError, match=message):
