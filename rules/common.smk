@@ -57,7 +57,8 @@ def checked(function, *arguments, **parameters):
         sys.exit(1)
 
 
-for path in workflow.configfiles:  # Snakemake's own reader takes the last of two equal keys
+# of two equal keys Snakemake's own reader takes the last
+for path in workflow.configfiles:
     checked(read_yaml, path)
 configuration = checked(
     parse_config,
