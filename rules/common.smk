@@ -29,6 +29,7 @@ from dmir.config.reading import read_yaml
 from dmir.errors import DmirError
 from dmir.provenance import code_hash, code_record, file_hash, value_hash
 from dmir.report.published import DATASETS, published_folder
+from dmir.report.records import ages_known
 from dmir.structures import structures_folder
 from dmir.volumes import atomic_path
 
@@ -45,7 +46,8 @@ def revision():
     return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
 
 
-os.environ.setdefault("DMIR_REVISION", revision())
+if "DMIR_REVISION" not in os.environ:
+    os.environ.update(DMIR_REVISION=revision())
 
 
 def checked(function, *arguments, **parameters):
@@ -442,6 +444,12 @@ def scored_methods(wildcards):
     return methods_of_study(study) if study else configuration.methods
 
 
+def scored_networks(wildcards):
+    """Return the networks whose weights those methods use, each once."""
+    used = map(configuration.network_of, scored_methods(wildcards))
+    return [name for name in dict.fromkeys(used) if name is not None]
+
+
 def numbers_hash(wildcards):
     """Return the hash of all in the configuration that scores depend on."""
     return value_hash(configuration.numbers(getattr(wildcards, "study", None)))
@@ -450,13 +458,7 @@ def numbers_hash(wildcards):
 def scoring_code(wildcards):
     """Return the modules that made scores, from the scans to the numbers, with their hash."""
     settings = [configuration.method(name) for name in scored_methods(wildcards)]
-    trained = [
-        configuration.method(name)
-        for name in dict.fromkeys(
-            map(configuration.network_of, scored_methods(wildcards))
-        )
-        if name is not None
-    ]
+    trained = [configuration.method(name) for name in scored_networks(wildcards)]
     modules = {
         "dmir.preprocess.files",
         "dmir.metrics",
@@ -472,10 +474,8 @@ def scoring_code(wildcards):
 def weights_of_tables(wildcards):
     """Return the weights of every model that scored: of the methods that are compared, or of a study's."""
     folder = f"{configuration.results}/models/{configuration.train_on}"
-    trained = dict.fromkeys(map(configuration.network_of, scored_methods(wildcards)))
     return [
-        f"{folder}/{run}/model.safetensors"
-        for run in runs([name for name in trained if name is not None])
+        f"{folder}/{run}/model.safetensors" for run in runs(scored_networks(wildcards))
     ]
 
 
@@ -566,7 +566,7 @@ def figures():
         *(
             f"dice_against_age_{cohort}"
             for cohort in configuration.test_on
-            if knows_ages(cohort)
+            if ages_known(scans[cohort])
         ),
         *(
             f"{kind}_{cohort}_{moving}__{fixed}"
@@ -594,10 +594,13 @@ def shard_of_pair(wildcards):
 
 def examples(wildcards):
     """Return the saved example of every method for one pair; of several seeds, the first."""
-    folder = f"{configuration.results}/registered/{wildcards.cohort}"
-    pair = f"{wildcards.moving}__{wildcards.fixed}"
+    return examples_of_pair(wildcards.cohort, wildcards.moving, wildcards.fixed)
+
+
+def examples_of_pair(cohort, moving, fixed):
+    folder = f"{configuration.results}/registered/{cohort}"
     return [
-        f"{folder}/{method}/{models_of(method)[0]}/example-{pair}.npz"
+        f"{folder}/{method}/{models_of(method)[0]}/example-{moving}__{fixed}.npz"
         for method in configuration.methods
     ]
 
@@ -613,12 +616,7 @@ def pairs_of_page():
 
 def examples_of_page(wildcards):
     """Return what the report's viewer shows of every method, one file a pair and method."""
-    folder = f"{configuration.results}/registered"
-    return [
-        f"{folder}/{cohort}/{method}/{models_of(method)[0]}/example-{moving}__{fixed}.npz"
-        for cohort, moving, fixed in pairs_of_page()
-        for method in configuration.methods
-    ]
+    return [path for pair in pairs_of_page() for path in examples_of_pair(*pair)]
 
 
 def volumes_of_page(wildcards):
@@ -634,8 +632,7 @@ def volumes_of_page(wildcards):
 
 def summaries_of_page(wildcards):
     """Return what was measured while the compared networks were trained."""
-    folder = f"{configuration.results}/models/{configuration.train_on}"
-    return [f"{folder}/{run}/training.json" for run in runs(networks)]
+    return of_every_model(configuration.train_on, "training.json")
 
 
 def score_files(wildcards, kind):
@@ -667,9 +664,9 @@ def rows_of_study(wildcards):
     return {row.name: row.changes for row in studies[wildcards.study]}
 
 
-def of_every_model(wildcards, name):
+def of_every_model(cohort, name):
     """Return one file of every model of a cohort."""
-    folder = f"{configuration.results}/models/{wildcards.cohort}"
+    folder = f"{configuration.results}/models/{cohort}"
     return [f"{folder}/{run}/{name}" for run in runs(networks)]
 
 
@@ -693,20 +690,13 @@ def has_published_figures():
     return bool(DATASETS.keys() & source_of_cohort().values())
 
 
-def knows_ages(cohort):
-    """Tell whether an age is known of any tested scan."""
-    table = scans[cohort]
-    ages = table.loc[table["split"] == "test", "age"].fillna("").astype(str)
-    return bool((ages != "").any())
-
-
 def histories(wildcards):
-    return of_every_model(wildcards, "history.csv")
+    return of_every_model(wildcards.cohort, "history.csv")
 
 
 def summaries(wildcards):
     """Return what was measured while each model was trained."""
-    return of_every_model(wildcards, "training.json")
+    return of_every_model(wildcards.cohort, "training.json")
 
 
 def report_files():

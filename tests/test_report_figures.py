@@ -20,11 +20,12 @@ from scipy.stats import spearmanr
 from dmir.errors import InputError
 from dmir.fields import warp_labels
 from dmir.metrics import dice
-from dmir.report.age import age_figure, age_trend, ages_known, subject_ages
+from dmir.report.age import age_figure, age_trend, subject_ages
 from dmir.report.contours import KNOWN_COLOURS, VIEW, choose_structures, contours_figure, structure_surface
 from dmir.report.examples import Example
 from dmir.report.names import METHOD_NAMES
 from dmir.report.qualitative import PAGE_HEIGHT, qualitative_figure
+from dmir.report.records import ages_known
 from dmir.report.statistics import subject_scores
 from dmir.report.style import PAGE_WIDTH, save_figure
 from dmir.structures import load_structures, structure_set_names

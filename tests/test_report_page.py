@@ -38,9 +38,9 @@ from dmir.report.page.viewer import (
     reduce_jacobian,
     reduce_labels,
     structure_colours,
-    window_of,
 )
 from dmir.report.panels import FOLDED
+from dmir.report.planes import window_of
 from dmir.report.style import new_figure, save_figure
 from dmir.report.writing import write_table
 from dmir.structures import StructureSet

@@ -14,12 +14,11 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr, theilslopes
 
 from dmir.report.names import method_name
-from dmir.report.records import order_methods, require_columns
+from dmir.report.records import known_ages, order_methods
 from dmir.report.statistics import DECIMALS, SubjectScores, subject_scores
 from dmir.report.style import PAGE_WIDTH, RC, method_colours, method_markers, new_figure
 
 FEWEST_FOR_RHO, FEWEST_FOR_TREND = 5, 10  # subjects: with fewer, one of them decides
-OLDEST = 130.0  # years: what is older is a code for what is not known, as 999
 DODGE, NARROWEST = 0.03, 0.7  # how far methods stand apart: a share of the ages' range, and of the least gap of two
 HEIGHT, EMPTY_HEIGHT = 3.0, 1.0  # inches
 
@@ -42,24 +41,6 @@ class AgeTrend:
     rho: float
     slope: float
     intercept: float
-
-
-def known_ages(ages: pd.Series) -> pd.Series:
-    """Return ages in years as numbers; NaN for what is empty, text, negative or above 130.
-
-    Examples
-    --------
-    >>> known_ages(pd.Series(["24", "", "n/a", "89+", "61.5", "-1", "999"])).tolist()
-    [24.0, nan, nan, nan, 61.5, nan, nan]
-    """
-    numbers = pd.to_numeric(ages, errors="coerce").astype(float)
-    return numbers.where((numbers >= 0) & (numbers <= OLDEST))
-
-
-def ages_known(scans: pd.DataFrame) -> bool:
-    """Return whether a cohort's table of scans knows the age of any scan that methods are tested on."""
-    require_columns(scans, {"split"}, "the table of scans")
-    return "age" in scans and bool(known_ages(scans.loc[scans["split"] == "test", "age"]).notna().any())
 
 
 def subject_ages(scores: SubjectScores, scans: pd.DataFrame) -> pd.Series:

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from dmir.errors import InputError, suggestion
 
+MARGIN = 6.0  # mm left around the brain
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 SIDES = {"sagittal": ("P", "A"), "coronal": ("L", "R"), "axial": ("L", "R")}  # at the left and the right of the picture
 
@@ -95,8 +96,19 @@ def brain_of(image: np.ndarray) -> np.ndarray:
     return filled
 
 
+def window_of(mask: np.ndarray, spacing: np.ndarray, margin: float = MARGIN) -> tuple[slice, slice, slice]:
+    """Return the smallest box around a mask with ``margin`` mm on every side, as far as there are voxels."""
+    bounds = []
+    for axis in range(3):
+        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, mask.shape[axis] - 1)
+        pad = int(np.ceil(margin / spacing[axis]))
+        bounds.append(slice(max(first - pad, 0), min(last + pad + 1, mask.shape[axis])))
+    return bounds[0], bounds[1], bounds[2]
+
+
 def choose_plane(
-    name: str, brain: np.ndarray, affine: np.ndarray, index: Mapping[str, int] | None = None, margin: float = 6.0
+    name: str, brain: np.ndarray, affine: np.ndarray, index: Mapping[str, int] | None = None, margin: float = MARGIN
 ) -> Plane:
     """Choose a cut: through the brain's middle unless told otherwise, and no more of it than the brain needs.
 
@@ -122,13 +134,7 @@ def choose_plane(
         raise InputError("plane", found=f"'{name}'", expected="an anatomical plane", remedy=suggestion(name, AXES))
     axis = AXES[name]
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    bounds = []
-    for along in range(3):
-        others = tuple(other for other in range(3) if other != along)
-        inside = np.flatnonzero(brain.any(axis=others))
-        first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, brain.shape[along] - 1)
-        pad = int(np.ceil(margin / spacing[along]))
-        bounds.append((max(first - pad, 0), min(last + pad + 1, brain.shape[along])))
+    bounds = [(part.start, part.stop) for part in window_of(brain, spacing, margin)]
     middle = round(float(ndimage.center_of_mass(brain)[axis])) if brain.any() else brain.shape[axis] // 2
     if name == "sagittal":
         # the very midline shows the fissure; a little beside it, ventricle, thalamus and brain stem

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from dmir.report.origin import KINDS
+
 VECTOR_BYTES = 400_000  # a vector figure above this is slower to draw than its pixels
 FIGURES_BYTES = 16_000_000  # of all figures inside the page; what comes after is linked only
 WIDE = 1.9  # times its height: a figure that is not readable on half the page
-HASHES = ("configuration", "code", "data", "weights")
 
 TABLE_KINDS = {
     "comparison": "Comparison of the methods",
@@ -321,6 +322,6 @@ def read_origins(results: Path, tables: Sequence[str], figures: Sequence[str]) -
             if record is None:
                 origins.append(Origin(name, folder, (), 0, f"no readable {name}.json"))
                 continue
-            hashes = tuple(str(record["made_from"].get(kind, "")) for kind in HASHES)
+            hashes = tuple(str(record["made_from"].get(kind, "")) for kind in KINDS)
             origins.append(Origin(name, folder, hashes, len(record.get("inputs") or {})))
     return origins

@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dmir.report.page.contents import HASHES, read_figures, read_origins, read_tables
+from dmir.report.origin import KINDS
+from dmir.report.page.contents import read_figures, read_origins, read_tables
 from dmir.report.page.summary import summarise
 from dmir.report.page.surroundings import (
     configuration_text,
@@ -122,7 +123,7 @@ def write_page(
         command=without_home(command),
         revision=revision_text(revision),
         origins=read_origins(results, tables, figures),
-        hash_kinds=HASHES,
+        hash_kinds=KINDS,
         configuration=configuration_text(configuration),
         interpolation=label_interpolation,
         reference=reference,

@@ -21,11 +21,10 @@ from dmir.metrics import dice
 from dmir.report.examples import Example, load_example
 from dmir.report.names import method_name
 from dmir.report.panels import FOLDED, JACOBIAN_COLOURS
-from dmir.report.planes import affine_to_ras, brain_of, field_to_ras, scalar_to_ras
+from dmir.report.planes import affine_to_ras, brain_of, field_to_ras, scalar_to_ras, window_of
 from dmir.structures import load_structures
 from dmir.volumes import Grid, read_image, read_labels, require_same_grid
 
-MARGIN = 6.0  # mm around the brain
 PACKED = 0.25  # of its bytes that a volume takes in the page, at the least: at 1 mm it was 0.29, base64 included
 STEPS = 100  # of a Jacobian determinant between 0 and 1
 HIGHEST = 253  # the code of every determinant from there on; 0 is a fold
@@ -156,17 +155,6 @@ def _files(results: Path, pair: Pair) -> list[Path]:
 def _example_path(results: Path, pair: Pair, method: str, model: str) -> Path:
     cohort, moving, fixed = pair
     return results / "registered" / cohort / method / model / f"example-{moving}__{fixed}.npz"
-
-
-def window_of(mask: np.ndarray, spacing: np.ndarray) -> tuple[slice, slice, slice]:
-    """Return the smallest box around a mask with :data:`MARGIN` mm on every side, as far as there are voxels."""
-    bounds = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, mask.shape[axis] - 1)
-        pad = math.ceil(MARGIN / spacing[axis])
-        bounds.append(slice(max(first - pad, 0), min(last + pad + 1, mask.shape[axis])))
-    return bounds[0], bounds[1], bounds[2]
 
 
 def read_scans(results: Path, pair: Pair) -> _Scans:
