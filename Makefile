@@ -4,7 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 GPUS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm check format graph architecture benchmark clean
+.PHONY: demo test test-faults test-slurm check format graph architecture benchmark clean
 
 demo: .venv/.installed
 	$(BIN)/snakemake --cores $(CORES) --resources gpu=$(GPUS)
@@ -14,8 +14,12 @@ demo: .venv/.installed
 # one thread a process: the same numbers whatever else was imported, and processes side by side
 test: .venv/.installed-for-tests check
 	OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 \
-		$(BIN)/pytest -m "not pipeline and not slurm" -n auto --maxprocesses 4 --dist loadfile
+		$(BIN)/pytest -m "not pipeline and not faults and not slurm" -n auto --maxprocesses 4 --dist loadfile
 	$(BIN)/pytest -m pipeline
+
+# what docs/reliability.md promises: killed processes, full disks, damaged files; those that need root say so
+test-faults: .venv/.installed-for-tests
+	$(BIN)/pytest -m faults
 
 # the pipeline on a Slurm of one node that the test starts itself: needs root, and Debian's slurm-wlm and munge
 test-slurm: .venv/.installed-for-tests

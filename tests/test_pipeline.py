@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from workflow_runs import ROOT, checkout, environment, jobs, snakemake, start, wait_for, write_config
 
-ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-PARTS = ("Snakefile", "rules", "workflow", "src", "resources", "config", "profiles", "envs")
 NETWORKS = ["voxelmorph", "vit_v_net", "transmorph", "xmorpher", "transmatch", "caml"]
 METHODS = ["affine", "syn", "elastix", *NETWORKS]
 LEVELS = {"depths": [1, 1], "heads": [1, 2]}
@@ -48,71 +46,6 @@ TINY = {
     "ablation": {"switches": ["rbsc", "carsc"]},
     "lambda_study": {"methods": ["voxelmorph"], "values": [1.0, 4.0]},
 }
-
-
-def checkout(folder, configuration):
-    """Copy the workflow, as a clone would be, and give it a configuration."""
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / part)
-    write_config(folder, configuration)
-    return folder
-
-
-def write_config(folder, configuration):
-    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(configuration))
-
-
-def command(*arguments):
-    # targets come first: --resources takes all the words that follow it
-    return [str(Path(sys.executable).parent / "snakemake"), *arguments, "--cores", "2", "--resources", "gpu=2"]
-
-
-def environment(**variables):
-    return {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", **variables}
-
-
-def snakemake(folder, *arguments, succeeds=True, **variables):
-    result = subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, env=environment(**variables), timeout=1200
-    )
-    text = result.stdout + result.stderr
-    assert (result.returncode == 0) == succeeds, text[-6000:]
-    return text
-
-
-def hear_ctrl_c():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
-
-
-def start(folder, log):
-    """Start a run in a process group of its own, as a terminal does."""
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            command(),
-            cwd=folder,
-            stdout=file,
-            stderr=file,
-            env=environment(),
-            start_new_session=True,
-            preexec_fn=hear_ctrl_c,
-        )
-
-
-def wait_for(condition, process, log, seconds=400):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended too early:\n{log.read_text()[-4000:]}"
-        assert time.monotonic() < end, f"waited in vain:\n{log.read_text()[-4000:]}"
-        time.sleep(0.2)
-
-
-def jobs(text):
-    """Return rule -> how often, from what a dry run prints."""
-    return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", text, re.MULTILINE) if m[1] != "total"}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from slurm_cluster import slurm_cluster, why_not
-from test_pipeline import checkout
+from workflow_runs import checkout
 
 ON_GPUS = {"train", "register_network"}
 BEFORE_TRAINING = {
