@@ -19,6 +19,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/run.smk"
 include: "rules/cohort.smk"
 include: "rules/preprocess.smk"
 include: "rules/train.smk"
@@ -98,6 +99,7 @@ rule all:
 
 
 onstart:
+    tell_where_jobs_are(workflow.local_exec)
     keep_configuration()
 
 
