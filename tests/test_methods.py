@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -274,14 +276,13 @@ sys.exit(isolated.main(sys.argv[1:]))
     ("program", "reason"),
     [
         (WRITES_AND_CRASHES, "killed by SIGSEGV"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL (out of memory?)"),
         ("import time; time.sleep(100)", "stopped after 1.5 s"),
         ("raise ValueError('no good')", "ValueError: no good"),
-        ("raise SystemExit(3)", "ended with status 3"),
+        ("raise SystemExit(7)", "ended with status 7"),
         ("pass", "the process ended without an answer"),
         (GIVES_NAN, f"the field has {3 * np.prod(SHAPE)} values that are NaN or infinite"),
     ],
-    ids=["crash", "killed", "time-out", "exception", "status", "silence", "not finite"],
+    ids=["crash", "time-out", "exception", "status", "silence", "not finite"],
 )
 def test_a_failure_of_any_kind_is_a_record(program, reason, files, tmp_path, monkeypatch):
     monkeypatch.setattr(isolated, "_command", lambda request: [sys.executable, "-c", program, str(request)])
@@ -306,14 +307,75 @@ def test_the_process_has_its_threads_and_seed_before_any_import(files, tmp_path,
     assert (json.loads(own["reason"]), own["threads"]) == (["2", "2", "1"], 2)  # part of the result, so it wins
 
 
-def test_a_failed_pair_does_not_stop_the_others(files, tmp_path, caplog):
+KILLED_BY_SOMEBODY = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
+ON_A_FULL_DISK = """
+import errno, os, sys
+import dmir.fields
+from dmir.methods import isolated
+def save_field(path, displacement, affine):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+dmir.fields.save_field = save_field
+sys.exit(isolated.main(sys.argv[1:]))
+"""
+OUT_OF_MEMORY = """
+import sys
+import dmir.methods
+from dmir.methods import isolated
+def register(moving, fixed, method):
+    raise MemoryError
+dmir.methods.register = register
+sys.exit(isolated.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (KILLED_BY_SOMEBODY.format("KILL"), "killed by SIGKILL: by the system, for want of memory, or by somebody"),
+        (KILLED_BY_SOMEBODY.format("TERM"), "killed by SIGTERM"),
+        (ON_A_FULL_DISK, r"No space left on device.*field\.nii\.gz"),
+        (OUT_OF_MEMORY, "out of memory"),
+    ],
+    ids=["kill -9", "kill", "full disk", "memory"],
+)
+def test_what_is_not_the_methods_fault_is_no_failed_pair(program, reason, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "_command", lambda request: [sys.executable, "-c", program, str(request)])
+    with pytest.raises(DmirError, match=rf"affine, .*moving.*{reason}"):
+        register_isolated(*files, tmp_path / "field.nii.gz", "affine", timeout=120)
+    assert not (tmp_path / "field.nii.gz").exists()
+
+
+def test_an_image_that_cannot_be_read_is_no_failed_pair(files, tmp_path):
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(files[0].read_bytes()[:-50])
+    with pytest.raises(DmirError, match=str(cut)):
+        register_isolated(cut, files[1], tmp_path / "field.nii.gz", "affine", timeout=120)
+
+
+def test_the_process_of_a_pair_ends_with_the_one_that_started_it(tmp_path):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"parent": os.getpid() + 1}))  # has ended already
+    done = subprocess.run([sys.executable, "-m", "dmir.methods.isolated", str(request)], capture_output=True)
+    assert (done.returncode, done.stderr) == (isolated.UNABLE, b"")
+
+
+FAILS_ON_THE_FIRST = """
+import json, sys
+from dmir.methods import isolated
+if "first" in json.load(open(sys.argv[1]))["moving"]:
+    sys.exit("no good")
+sys.exit(isolated.main(sys.argv[1:]))
+"""
+
+
+def test_a_failed_pair_does_not_stop_the_others(files, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(isolated, "_command", lambda request: [sys.executable, "-c", FAILS_ON_THE_FIRST, str(request)])
     moving, fixed = files
-    missing = tmp_path / "missing.nii.gz"
-    pairs = [("a", missing, "atlas", fixed), ("b", moving, "atlas", fixed)]
+    pairs = [("a", tmp_path / "first.nii.gz", "atlas", fixed), ("b", moving, "atlas", fixed)]
     with caplog.at_level(logging.INFO):
         records = register_pairs(pairs, tmp_path / "fields", "affine", timeout=120, workers=2)
     assert list(records["status"]) == ["failed", "ok"]
-    assert str(missing) in records["reason"][0]
+    assert records["reason"][0] == "no good"
     assert records["moving"].tolist() == ["a", "b"]
     assert records["method"].tolist() == ["affine", "affine"]
     assert [path.name for path in (tmp_path / "fields").iterdir()] == ["b__atlas.nii"]

@@ -1,12 +1,18 @@
-"""One pair in a process of its own: a crash, a time-out or an exception is one failed pair, never more.
+"""One pair in a process of its own: a method's crash, time-out or exception is one failed pair, never more.
 
 The classical methods are C++ that can end its process without a Python exception, that reads its number of threads
 from the environment once, and whose memory only the process itself can tell. So each pair gets a fresh one:
 ``python -m dmir.methods.isolated request.json``.
+
+A failed pair is a result, and stands in the tables. What is not the method's fault is none: a process that somebody
+killed (or the kernel, for want of memory), images that cannot be read, a full disk. Then the whole job fails, and is
+done again by the next run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
 import math
@@ -17,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +39,13 @@ log = logging.getLogger(__name__)
 
 MODULE = "dmir.methods.isolated"
 MIB = 2**20
+UNABLE = 3  # the status of a process that could not do what it was asked, whatever the method
+KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # signals that others send
+PR_SET_PDEATHSIG = 1
+
+
+class Unable(DmirError):
+    """A pair could not be registered, and it was not the method that failed."""
 
 
 def register_isolated(
@@ -65,7 +78,12 @@ def register_isolated(
     dict
         ``status`` ("ok" or "failed"), ``reason`` ("" or one line), ``seconds`` (the registration alone),
         ``read_seconds``, ``write_seconds``, ``peak_memory_mb`` (of that process, MiB), ``device`` ("cpu"), ``threads``.
-        What was not reached is NaN. It never raises for a pair.
+        What was not reached is NaN.
+
+    Raises
+    ------
+    DmirError
+        It was not the method that failed: the process was killed, the images cannot be read, the disk is full.
     """
     parameters = dict(parameters or {})
     threads = int(parameters.get("threads", threads))
@@ -82,9 +100,11 @@ def register_isolated(
             "method": method,
             "parameters": parameters,
             "answer": str(folder / "answer.json"),
+            "parent": os.getpid(),
         }
         (folder / "request.json").write_text(json.dumps(request, default=str))
-        reason = _run(folder, _environment(threads, parameters, folder), timeout)
+        pair = f"{method}, {moving_path} to {fixed_path}"
+        reason = _run(folder, _environment(threads, parameters, folder), timeout, pair)
         answer = folder / "answer.json"
         if not reason and not answer.is_file():
             reason = "the process ended without an answer"
@@ -158,8 +178,8 @@ def _command(request: Path) -> list[str]:
     return [sys.executable, "-m", MODULE, str(request)]
 
 
-def _run(folder: Path, environment: Mapping[str, str], timeout: float | None) -> str:
-    """Run the process and return why it failed, or an empty text."""
+def _run(folder: Path, environment: Mapping[str, str], timeout: float | None, pair: str) -> str:
+    """Run the process and return why the method failed, or an empty text; DmirError where it was not the method."""
     output = folder / "output.txt"
     with output.open("wb") as file:
         try:
@@ -179,9 +199,20 @@ def _run(folder: Path, environment: Mapping[str, str], timeout: float | None) ->
     if done.returncode < 0:
         number = -done.returncode
         name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
-        return f"killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+        if number in KILLED:
+            raise DmirError(
+                f"{pair}: the process that registered this pair was killed by {name}: by the system, for want of"
+                " memory, or by somebody. Nothing is recorded; the same command registers these pairs again."
+            )
+        return f"killed by {name}"
+    if done.returncode == UNABLE:
+        raise DmirError(f"{pair}: {_last_line(output)}")
+    return _last_line(output) or f"ended with status {done.returncode}"
+
+
+def _last_line(output: Path) -> str:
     lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else f"ended with status {done.returncode}"
+    return lines[-1] if lines else ""
 
 
 def peak_memory_mb() -> float:
@@ -203,34 +234,55 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     from dmir.methods import load_libraries, register
     from dmir.volumes import read_image
 
-    load_libraries(request["method"])  # seconds that are no part of the registration
-    start = time.perf_counter()
-    moving, fixed = read_image(request["moving"], "moving"), read_image(request["fixed"], "fixed")
-    read = time.perf_counter()
+    with _whatever_the_method():
+        load_libraries(request["method"])  # seconds that are no part of the registration
+        start = time.perf_counter()
+        moving, fixed = read_image(request["moving"], "moving"), read_image(request["fixed"], "fixed")
+        read = time.perf_counter()
     displacement = register(moving, fixed, request["method"], **request["parameters"])
     registered = time.perf_counter()
     bad = int(displacement.size - np.isfinite(displacement).sum())
     if bad:
         raise DmirError(f"the field has {bad} values that are NaN or infinite")
-    before = time.perf_counter()
-    save_field(request["field"], displacement, fixed.affine)
+    with _whatever_the_method():
+        before = time.perf_counter()
+        save_field(request["field"], displacement, fixed.affine)
+        written = time.perf_counter()
     return {
         "seconds": registered - read,
         "read_seconds": read - start,
-        "write_seconds": time.perf_counter() - before,
+        "write_seconds": written - before,
         "peak_memory_mb": peak_memory_mb(),
     }
+
+
+@contextlib.contextmanager
+def _whatever_the_method() -> Iterator[None]:
+    """Mark what fails in here as no failure of the method."""
+    try:
+        yield
+    except (DmirError, OSError) as error:
+        raise Unable(str(error)) from error
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when the job that started it ends: a method may hear no other call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(UNABLE)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Answer one request; the last line of what is printed is the reason of a failure."""
     request = json.loads(Path(arguments[0]).read_text())
+    _end_with(request["parent"])
     try:
         answer = _answer(request)
-    except DmirError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
-    Path(request["answer"]).write_text(json.dumps(answer))
+        Path(request["answer"]).write_text(json.dumps(answer))
+    except (DmirError, OSError, MemoryError) as error:
+        print(" ".join(str(error).split()) or "out of memory", file=sys.stderr)
+        return 1 if isinstance(error, DmirError) and not isinstance(error, Unable) else UNABLE
     return 0
 
 
