@@ -5,6 +5,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
+from math import ceil
 from pathlib import Path
 
 import yaml
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 os.environ.update(PYTHONPATH=str(Path(workflow.basedir) / "src"))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import flag
 
 from dmir.cohorts import (
     SOURCES,
@@ -27,6 +30,8 @@ from dmir.cohorts.pairs import registration_pairs
 from dmir.config import CLASSICAL, Refinement, parse_config
 from dmir.config.reading import read_yaml
 from dmir.errors import DmirError
+from dmir.planning import quota, shards
+from dmir.planning.jobs import size_of_table
 from dmir.provenance import code_hash, code_record, file_hash, value_hash
 from dmir.report.published import DATASETS, published_folder
 from dmir.report.records import ages_known
@@ -76,9 +81,11 @@ made_cohorts = [
 ]
 models = [f"seed{seed}" for seed in configuration.seeds]
 listing = {name: configuration.scan_parameters(name) for name in used_cohorts}
-scans = {
-    name: checked(scan_table, **listing[name]).set_index("scan", drop=False)
-    for name in used_cohorts
+scans = {name: checked(scan_table, **listing[name]) for name in used_cohorts}
+# what is asked for with every job is looked up in dictionaries, and made once: there are thousands of jobs
+rows_of_scans = {
+    name: {row["scan"]: row for row in table.to_dict("records")}
+    for name, table in scans.items()
 }
 references = {
     name: checked(reference_scan, table, configuration.cohorts[name].reference)
@@ -107,6 +114,12 @@ pairs = {
 networks = configuration.networks()
 studies = {name: configuration.variants(name) for name in ("ablation", "lambda_study")}
 studied = list(dict.fromkeys(row.name for rows_ in studies.values() for row in rows_))
+sizes = {
+    name: size_of_table(configuration, name, scans[name], len(pairs.get(name, [])))
+    for name in used_cohorts
+}
+room_for_fields = checked(quota.room_for_fields, configuration, sizes)
+score_rows = quota.score_rows(configuration, sizes)
 voxels = (
     configuration.grid.shape[0]
     * configuration.grid.shape[1]
@@ -130,25 +143,48 @@ wildcard_constraints:
 
 def scans_of(cohort, *splits):
     """Return the names of a cohort's scans in some splits."""
-    table = scans[cohort]
-    return list(table.index[table["split"].isin(splits)])
+    rows = rows_of_scans[cohort]
+    return [scan for scan, row in rows.items() if row["split"] in splits]
 
 
-def shards_of(cohort):
-    """Return the pairs (moving, fixed) of a cohort by shard: what one job works through."""
-    size = configuration.pairs_per_job
-    return {
-        f"shard{k // size:03d}": pairs[cohort][k : k + size]
-        for k in range(0, len(pairs[cohort]), size)
-    }
+settings_of_method = cache(configuration.method)
+network_of = cache(configuration.network_of)
 
 
-shards = {name: shards_of(name) for name in configuration.test_on}
+@cache
+def shards_of(cohort, method):
+    """Return the pairs (moving, fixed) of a cohort by shard: what one job of a method works through."""
+    return shards.shards_of(configuration, method, pairs[cohort])
+
+
+@cache
+def shards_of_pairs(cohort, method):
+    """Return pair -> the shard that holds it."""
+    members = shards_of(cohort, method).items()
+    return {pair: shard for shard, pairs_ in members for pair in pairs_}
+
+
+@cache
+def registration_turns():
+    """Return run -> the run whose fields must be gone before it starts, so that all fit under the disk quota."""
+    if room_for_fields is None:
+        return {}
+    main = quota.lanes(
+        quota.field_shards(configuration, configuration.methods, sizes), room_for_fields
+    )
+    turns = dict(main.waits)
+    for study in studies:
+        methods = methods_of_study(study)
+        own = [name for name in methods if name not in configuration.methods]
+        if own:
+            shards_ = quota.field_shards(configuration, own, sizes)
+            turns |= quota.lanes_of_study(main, shards_, methods, room_for_fields).waits
+    return turns
 
 
 def models_of(method):
     """Return the models that a method registers with: a network's and its refinement's are one a seed."""
-    return ["none"] if configuration.network_of(method) is None else models
+    return ["none"] if network_of(method) is None else models
 
 
 def runs(methods):
@@ -159,10 +195,11 @@ def runs(methods):
 def shard_runs(methods):
     """Return cohort/method/model/shard of every registration job."""
     return [
-        f"{cohort}/{run}/{shard}"
+        f"{cohort}/{method}/{model}/{shard}"
         for cohort in configuration.test_on
-        for run in runs(methods)
-        for shard in shards[cohort]
+        for method in methods
+        for model in models_of(method)
+        for shard in shards_of(cohort, method)
     ]
 
 
@@ -173,13 +210,13 @@ def methods_of_study(study):
 
 def files_of_scan(wildcards):
     """Return the files of one scan as its cohort gives them; an absent label map or mask is left out."""
-    row = scans[wildcards.cohort].loc[wildcards.scan]
+    row = rows_of_scans[wildcards.cohort][wildcards.scan]
     return {key: row[key] for key in ("image", "labels", "mask", "truth") if row[key]}
 
 
 def original_of_scan(wildcards):
     """Return the file that a scan is made from, where there is one."""
-    original = scans[wildcards.cohort].loc[wildcards.scan, "made_from"]
+    original = rows_of_scans[wildcards.cohort][wildcards.scan]["made_from"]
     return {"original": original} if original else {}
 
 
@@ -237,13 +274,13 @@ def quality_files_of(cohort, names):
 
 def quality_files(wildcards):
     """Return the quality of every scan of a cohort."""
-    return quality_files_of(wildcards.cohort, scans[wildcards.cohort].index)
+    return quality_files_of(wildcards.cohort, rows_of_scans[wildcards.cohort])
 
 
 def preprocessed_images(wildcards):
     """Return every preprocessed image of a cohort."""
     folder = f"{configuration.results}/preprocessed/{wildcards.cohort}"
-    return [f"{folder}/{scan}/image.nii.gz" for scan in scans[wildcards.cohort].index]
+    return [f"{folder}/{scan}/image.nii.gz" for scan in rows_of_scans[wildcards.cohort]]
 
 
 def splits_of_cohort(wildcards):
@@ -291,16 +328,20 @@ def quality_for_training(wildcards):
 
 def training_splits(wildcards):
     """Return scan -> split of what a training sees, in the order of its inputs."""
-    table = scans[wildcards.cohort]
+    rows = rows_of_scans[wildcards.cohort]
     return {
-        scan: str(table.loc[scan, "split"])
+        scan: rows[scan]["split"]
         for scan in scans_of(wildcards.cohort, "train", "val", "atlas")
     }
 
 
+def members_of_shard(wildcards):
+    return shards_of(wildcards.cohort, wildcards.method)[wildcards.shard]
+
+
 def pairs_of_shard(wildcards):
     """Return the pairs (moving, fixed) of a shard."""
-    return [list(pair) for pair in shards[wildcards.cohort][wildcards.shard]]
+    return [list(pair) for pair in members_of_shard(wildcards)]
 
 
 def registered_pairs(wildcards):
@@ -316,8 +357,9 @@ def registered_pairs(wildcards):
 
 def scans_of_shard(wildcards):
     """Return the scans that a shard's pairs consist of, each once."""
-    chosen = shards[wildcards.cohort][wildcards.shard]
-    return list(dict.fromkeys(scan for pair in chosen for scan in pair))
+    return list(
+        dict.fromkeys(scan for pair in members_of_shard(wildcards) for scan in pair)
+    )
 
 
 def preprocessed_of_shard(wildcards, name):
@@ -350,7 +392,7 @@ def truths_of(cohort, names):
         [
             f"{folder}/{scan}/truth.nii.gz"
             for scan in names
-            if scans[cohort].loc[scan, "truth"]
+            if rows_of_scans[cohort][scan]["truth"]
         ]
         if cohort in simulated_cohorts
         else []
@@ -385,7 +427,50 @@ def structure_set_file(wildcards):
 
 def method_threads(wildcards):
     """Return the threads of a classical method: one, unless its result depends on them and so they are its parameter."""
-    return getattr(configuration.method(wildcards.method), "threads", 1)
+    return getattr(settings_of_method(wildcards.method), "threads", 1)
+
+
+def run_of(wildcards):
+    """Return cohort/method/model/shard of a job."""
+    return f"{wildcards.cohort}/{wildcards.method}/{wildcards.model}/{wildcards.shard}"
+
+
+def examples_of_run(run):
+    """Return the examples that are saved from the fields of a shard."""
+    cohort, method, model, shard = run.split("/")
+    if method not in configuration.methods or model != models_of(method)[0]:
+        return []
+    shard_of = shards_of_pairs(cohort, method)
+    return [
+        f"{configuration.results}/registered/{cohort}/{method}/{model}/example-{moving}__{fixed}.npz"
+        for moving, fixed in example_pairs(cohort)
+        if shard_of[moving, fixed] == shard
+    ]
+
+
+def readers_of_shard(wildcards):
+    """Return what is made from the fields of a shard: they are gone when all of it is there."""
+    run = run_of(wildcards)
+    return [
+        f"{configuration.results}/scores/{run}.pairs.parquet",
+        *examples_of_run(run),
+    ]
+
+
+def turn_of_shard(wildcards):
+    """Return the file that a registration waits for: what was made last of the fields that have its place on the disk.
+
+    In Snakemake's records it has one name, whatever it is: else a registration that is done would run anew when the
+    quota is set, changed or taken away. A file of Snakemake's own cache is recorded in this way.
+    """
+    before = registration_turns().get(run_of(wildcards))
+    if before is None:
+        path = workflow.main_snakefile  # it waits for nothing: this is always there
+    elif examples_of_run(before):
+        path = f"{configuration.results}/scores/{before}.read"
+    else:
+        path = f"{configuration.results}/scores/{before}.pairs.parquet"
+    return flag(ancient(path), "sourcecache_entry", "room for the fields")
 
 
 def fields_folder(path):
@@ -393,24 +478,31 @@ def fields_folder(path):
     return directory(path) if configuration.keep_fields else temp(directory(path))
 
 
+@cache
+def settings_as_json(method):
+    return settings_of_method(method).model_dump(mode="json")
+
+
 def settings_of(wildcards):
     """Return the complete settings of a method, so that a change in one method reruns that method only."""
-    return configuration.method(wildcards.method).model_dump(mode="json")
+    return settings_as_json(wildcards.method)
 
 
 def stated_orientation(wildcards):
     """Return the axis codes that replace those of a scan's files; what a job has made has a true header."""
     cohort = configuration.cohorts[wildcards.cohort]
     made = Path(configuration.results, "cohorts", wildcards.cohort)
-    if Path(scans[wildcards.cohort].loc[wildcards.scan, "image"]).is_relative_to(made):
+    image = rows_of_scans[wildcards.cohort][wildcards.scan]["image"]
+    if Path(image).is_relative_to(made):
         return None
     known = {key: getattr(cohort, key) for key in cohort.ORIENTED_BY}
     return cohort.orientation or default_orientation(cohort.source, **known)
 
 
-def preprocess_settings(wildcards):
+@cache
+def preprocess_settings_of(cohort_name):
     """Return the preprocessing of a cohort with its grid, and what its labels mean."""
-    cohort = configuration.cohorts[wildcards.cohort]
+    cohort = configuration.cohorts[cohort_name]
     settings = configuration.preprocess_of(cohort).model_dump(mode="json")
     del settings["flagged"]  # concerns those who use the scans
     return {
@@ -418,22 +510,29 @@ def preprocess_settings(wildcards):
         **configuration.grid.model_dump(mode="json"),
         "label_map": cohort.label_map,
         "structures": cohort.structures,
+    }
+
+
+def preprocess_settings(wildcards):
+    """Return what the preprocessing of a scan depends on."""
+    return {
+        **preprocess_settings_of(wildcards.cohort),
         "orientation": stated_orientation(wildcards),
     }
 
 
 def network_code(wildcards):
     """Return the hash of what a training depends on: the training itself and the one network."""
-    algorithm = configuration.method(wildcards.method).algorithm
+    algorithm = settings_of_method(wildcards.method).algorithm
     return code_hash("dmir.training.loop", f"dmir.networks.{algorithm}")
 
 
 def method_code(wildcards):
     """Return the hash of what a registration depends on."""
-    settings = configuration.method(wildcards.method)
+    settings = settings_of_method(wildcards.method)
     if settings.algorithm in CLASSICAL:
         return code_hash("dmir.methods.isolated", f"dmir.methods.{settings.algorithm}")
-    network = configuration.method(configuration.network_of(wildcards.method)).algorithm
+    network = settings_of_method(network_of(wildcards.method)).algorithm
     refinement = ["dmir.methods.refinement"] if isinstance(settings, Refinement) else []
     return code_hash("dmir.methods.network", f"dmir.networks.{network}", *refinement)
 
@@ -446,7 +545,7 @@ def scored_methods(wildcards):
 
 def scored_networks(wildcards):
     """Return the networks whose weights those methods use, each once."""
-    used = map(configuration.network_of, scored_methods(wildcards))
+    used = map(network_of, scored_methods(wildcards))
     return [name for name in dict.fromkeys(used) if name is not None]
 
 
@@ -457,8 +556,8 @@ def numbers_hash(wildcards):
 
 def scoring_code(wildcards):
     """Return the modules that made scores, from the scans to the numbers, with their hash."""
-    settings = [configuration.method(name) for name in scored_methods(wildcards)]
-    trained = [configuration.method(name) for name in scored_networks(wildcards)]
+    settings = [settings_of_method(name) for name in scored_methods(wildcards)]
+    trained = [settings_of_method(name) for name in scored_networks(wildcards)]
     modules = {
         "dmir.preprocess.files",
         "dmir.metrics",
@@ -482,13 +581,13 @@ def weights_of_tables(wildcards):
 def weights_of_method(wildcards):
     """Return the weights that a network, or its refinement, registers with."""
     folder = f"{configuration.results}/models/{configuration.train_on}"
-    network = configuration.network_of(wildcards.method)
+    network = network_of(wildcards.method)
     return f"{folder}/{network}/{wildcards.model}/model.safetensors"
 
 
 def expected_weights(wildcards):
     """Return what the weights of a method must be of; weights of another configuration are refused."""
-    network = configuration.method(configuration.network_of(wildcards.method))
+    network = settings_of_method(network_of(wildcards.method))
     return {
         "network": network.algorithm,
         "hyperparameters": network.network,
@@ -498,7 +597,7 @@ def expected_weights(wildcards):
 
 def refinement_of_method(wildcards):
     """Return how a network's fields are refined; nothing for the network itself."""
-    settings = configuration.method(wildcards.method)
+    settings = settings_of_method(wildcards.method)
     return (
         settings.model_dump(mode="json", exclude={"algorithm", "of"})
         if isinstance(settings, Refinement)
@@ -523,6 +622,13 @@ def training_threads():
     """Share the cores among the trainings that can run at once."""
     cores = workflow.resource_settings.cores or 8  # none on a cluster
     return max(1, min(8, cores // max(1, len(networks) * len(models))))
+
+
+def classical_runtime(wildcards, attempt):
+    """Return the minutes of a shard of a classical method: as long as every pair may take, and longer each attempt."""
+    return attempt * ceil(
+        60 + len(registered_pairs(wildcards)) * configuration.timeout_minutes
+    )
 
 
 def growing(amount):
@@ -586,9 +692,7 @@ def example_pairs(cohort):
 def shard_of_pair(wildcards):
     """Return the folder of fields that holds a pair."""
     pair = (wildcards.moving, wildcards.fixed)
-    shard = next(
-        name for name, members in shards[wildcards.cohort].items() if pair in members
-    )
+    shard = shards_of_pairs(wildcards.cohort, wildcards.method)[pair]
     return f"{configuration.results}/registered/{wildcards.cohort}/{wildcards.method}/{wildcards.model}/{shard}"
 
 

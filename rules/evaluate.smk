@@ -11,6 +11,7 @@ rule score_shard:
         "<logs>/score_shard/{cohort}/{method}/{model}/{shard}.log",
     benchmark:
         "<benchmarks>/score_shard/{cohort}/{method}/{model}/{shard}.tsv"
+    priority: 10  # before registrations: fields that are scored are deleted
     conda:
         "../envs/dmir.yaml"
     threads: 1
@@ -38,6 +39,7 @@ rule save_example:
         "<logs>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.log",
     benchmark:
         "<benchmarks>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.tsv"
+    priority: 20
     conda:
         "../envs/dmir.yaml"
     threads: 1
@@ -48,6 +50,15 @@ rule save_example:
         code=code_hash("dmir.report.examples"),
     script:
         "../workflow/scripts/save_example.py"
+
+
+rule free_fields:
+    # that all who read the fields of a shard are done, where there are several: with a disk quota others wait for it
+    input:
+        readers_of_shard,
+    output:
+        touch("<results>/scores/{cohort}/{method}/{model}/{shard}.read"),
+    localrule: True
 
 
 rule gather_scores:
@@ -72,7 +83,7 @@ rule gather_scores:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000),
+        mem_mb=growing(1000 + score_rows // 1500),
         runtime=growing(10),
     params:
         code=code_hash("dmir.metrics"),

@@ -2,6 +2,7 @@ rule register_classical:
     input:
         images=images_of_shard,
         quality=quality_of_shard,
+        turn=turn_of_shard,
     output:
         fields=fields_folder("<results>/registered/{cohort}/{method}/{model}/{shard}"),
         records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",
@@ -16,9 +17,7 @@ rule register_classical:
     threads: method_threads
     resources:
         mem_mb=growing(2000 + voxels // 1500),
-        runtime=growing(
-            60 + configuration.pairs_per_job * configuration.timeout_minutes
-        ),
+        runtime=classical_runtime,
     params:
         pairs=registered_pairs,
         settings=settings_of,
@@ -33,6 +32,7 @@ rule register_network:
         images=images_of_shard,
         quality=quality_of_shard,
         weights=weights_of_method,
+        turn=turn_of_shard,
     output:
         fields=fields_folder("<results>/registered/{cohort}/{method}/{model}/{shard}"),
         records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",

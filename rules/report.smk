@@ -59,7 +59,7 @@ rule comparison_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000),
+        mem_mb=growing(1000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -96,7 +96,7 @@ rule statistics_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(2000),
+        mem_mb=growing(2000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -132,7 +132,7 @@ rule topology_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000),
+        mem_mb=growing(1000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -326,7 +326,7 @@ rule dice_by_structure_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000),
+        mem_mb=growing(1000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -358,7 +358,7 @@ rule dice_by_structure:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(2000),
+        mem_mb=growing(2000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -392,7 +392,7 @@ rule critical_difference:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(2000),
+        mem_mb=growing(2000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -426,7 +426,7 @@ rule dice_against_age:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(2000),
+        mem_mb=growing(2000 + score_rows // 1500),
         runtime=growing(10),
     params:
         methods=configuration.methods,
@@ -665,7 +665,7 @@ rule study_table:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000),
+        mem_mb=growing(1000 + score_rows // 1500),
         runtime=growing(10),
     params:
         rows=rows_of_study,

@@ -140,6 +140,13 @@ def test_new_weights_with_a_new_record_make_an_old_table_stale(results):
     assert "made from other weights" in problems(results)["tables/comparison"]
 
 
+def forget_code():
+    """Let what was read of the code be read again: in a process the code does not change."""
+    for function in vars(provenance).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
@@ -151,15 +158,12 @@ def test_changed_code_is_named(results, tmp_path, monkeypatch, module, expected)
     copy = tmp_path / "dmir"
     shutil.copytree(provenance.ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "ROOT", copy)
-    for cached in (provenance._imports, provenance._meaning):
-        cached.cache_clear()
+    forget_code()
     assert problems(results)["tables/comparison"] == ""
     (copy / module).write_text((copy / module).read_text() + "\nNEW = 1\n")
-    for cached in (provenance._imports, provenance._meaning):
-        cached.cache_clear()
+    forget_code()
     found = problems(results)
-    for cached in (provenance._imports, provenance._meaning):
-        cached.cache_clear()
+    forget_code()
     assert expected in found["tables/comparison"]
     assert bool(found["figures/curve"]) == module.startswith("metrics")  # a figure is not made by the code of tables
 

@@ -64,6 +64,7 @@ def put(*path_and_value):
         (put("training", "learning_rate", -1), "training.learning_rate", "greater than 0"),
         (put("methods", []), "methods", "empty list"),
         (put("methods", ["syn", "syn"]), "methods", "more than once"),
+        (put("seeds", list(range(200))), "for each of the seeds", "expected at most 1000"),
         (put("settings", "../x", {"algorithm": "syn"}), "../x", "letters, digits"),
         (put("report", {"planes": ["axial", "axial"]}), "report.planes", "each once"),
         (put("report", {"surfaces": {"simulatd": [10]}}), "report.surfaces", "Did you mean 'simulated'?"),
@@ -100,7 +101,8 @@ def test_what_scores_depend_on_is_neither_a_place_nor_a_drawing():
     """Two runs of the same numbers in other folders have equal hashes; another window has not; a study has its key."""
     values = copy.deepcopy(DEFAULT)
     numbers = parse_config(values).numbers()
-    places = {"results": "elsewhere", "keep_fields": True, "pairs_per_job": 1, "report": {"examples": 2}}
+    places = {"results": "elsewhere", "keep_fields": True, "pairs_per_job": 1, "disk_quota_gb": 50}
+    places |= {"report": {"examples": 2}}
     assert parse_config({**values, **places, "lambda_study": {"methods": ["caml"], "values": [1]}}).numbers() == numbers
     assert parse_config({**values, "training": {**values["training"], "window": 5}}).numbers() != numbers
     changed = parse_config({**values, "ablation": {"method": "caml", "switches": ["caml"]}})

@@ -17,17 +17,19 @@ def package(tmp_path, monkeypatch):
     copy = tmp_path / "dmir"
     shutil.copytree(Path(dmir.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "ROOT", copy)
-    provenance._imports.cache_clear()
-    provenance._meaning.cache_clear()
+    forget()
     yield copy
-    provenance._imports.cache_clear()
-    provenance._meaning.cache_clear()
+    forget()
+
+
+def forget():
+    for name in ("code_hash", "_file", "_imports", "_tree", "_meaning"):
+        getattr(provenance, name).cache_clear()
 
 
 def changed_hash(path, text, *modules):
     path.write_text(path.read_text() + text)
-    provenance._imports.cache_clear()
-    provenance._meaning.cache_clear()
+    forget()
     return code_hash(*modules)
 
 

@@ -15,7 +15,7 @@ from dmir.errors import InputError
 from dmir.fields import save_field
 from dmir.methods.records import COLUMNS, divide_pairs, write_records
 from dmir.preprocess import denoise, preprocess_atlas
-from dmir.preprocess.contact_sheet import contact_sheet
+from dmir.preprocess.contact_sheet import MOST_TILES, _shown, contact_sheet
 from dmir.preprocess.denoise import noise_level
 from dmir.preprocess.files import preprocess_files, quality_table
 from dmir.preprocess.quality import flagged_scans
@@ -147,6 +147,18 @@ def test_contact_sheet_shows_every_scan_once_and_flagged_ones_first(tmp_path: Pa
     axial = scaled.data[:, :, SHAPE[2] // 2].T[::-1]
     inside = ndimage.binary_erosion(axial > 0)  # the rim is painted blue
     np.testing.assert_allclose(shown[:, : SHAPE[0], 0][inside], axial[inside], atol=1e-6)
+
+
+def test_of_thousands_of_scans_the_contact_sheet_shows_the_flagged_and_some_at_equal_distances() -> None:
+    flagged, others = [f"f{k}" for k in range(30)], [f"s{k:04d}" for k in range(4970)]
+    shown = _shown(flagged, others)
+    assert shown[:30] == flagged
+    assert len(shown) == len(set(shown)) == MOST_TILES
+    places = np.array([int(scan[1:]) for scan in shown[30:]])
+    assert set(np.diff(places)) == {8, 9} and places[0] == 0  # 4970 / 570 = 8.7
+    assert _shown(flagged[:2], others[:3]) == ["f0", "f1", "s0000", "s0001", "s0002"]
+    assert _shown([f"f{k}" for k in range(700)], others) == [f"f{k}" for k in range(MOST_TILES)]
+    assert _shown(flagged, []) == flagged
 
 
 # ---------------------------------------------------------------- pairs that are left out

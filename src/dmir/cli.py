@@ -252,6 +252,8 @@ def _check_results(results: Path, config: Path | None) -> None:
 def _check_configuration(path: Path) -> None:
     from dmir.cohorts import check_unseen
     from dmir.config import ConfigError, Network, read_config
+    from dmir.planning.jobs import cohort_size
+    from dmir.planning.quota import room_for_fields
 
     configuration = read_config(path)
     problems, tables = [], {}
@@ -263,6 +265,7 @@ def _check_configuration(path: Path) -> None:
     if not problems:
         try:
             check_unseen(tables, {name: configuration.origin(name) for name in tables}, configuration.train_on)
+            room_for_fields(configuration, {name: cohort_size(configuration, name) for name in tables})
         except InputError as error:
             problems.append(str(error))
     studied = [row.name for study in ("ablation", "lambda_study") for row in configuration.variants(study)]

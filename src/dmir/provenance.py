@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent
 LENGTH = 16  # hexadecimal digits: 64 bits tell files of one project apart
 
 
+@cache
 def code_hash(*modules: str) -> str:
     """Return a hash of modules of this package and of all that they import from it, directly or not.
 
@@ -80,6 +81,7 @@ def imported_modules(*modules: str) -> set[str]:
     return found
 
 
+@cache
 def _file(name: str) -> Path | None:
     parts = name.split(".")
     if parts[0] != PACKAGE:
@@ -96,7 +98,7 @@ def _imports(name: str) -> tuple[str, ...]:
     path = _file(name)
     assert path is not None
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -111,9 +113,14 @@ def _imports(name: str) -> tuple[str, ...]:
 
 
 @cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def _meaning(path: Path) -> str:
     """Return the syntax tree as text, without docstrings."""
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

@@ -17,6 +17,7 @@ from dmir.networks import hyperparameter_names, network_names
 from dmir.structures import label_map_names, load_structures, structure_set_names
 
 CLASSICAL = ("affine", "syn", "elastix")
+MOST_MODELS = 1000  # more is a slip: the jobs could not even be listed
 Positive = Annotated[float, Field(gt=0)]
 Shape = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 
@@ -275,10 +276,14 @@ class Config(Model):
     """The rows of the tables, in their order; each is a key of `settings`, or the plain name of an algorithm."""
     seeds: list[int] = [1]
     """One model of each network a seed."""
-    pairs_per_job: Annotated[int, Field(ge=1)] = 4
-    """Pairs that one job registers and scores."""
+    pairs_per_job: Annotated[int, Field(ge=1)] | None = None
+    """Pairs that one job registers, and another scores; none: computed for each method from what a pair takes, so that
+    no job is short (docs/scale.md). Another number makes other jobs, and all of them run anew."""
     keep_fields: bool = False
     """Keep every displacement field under `results/registered/` (at 160x192x224 one takes 83 MB)."""
+    disk_quota_gb: Positive | None = None
+    """Most that `results` takes at once, in 10^9 bytes before compression: registrations then wait until enough fields
+    are scored and gone (docs/scale.md). It can be changed at any time, and nothing that is done runs anew."""
     timeout_minutes: Positive = 120
     """A classical registration of one pair that takes longer is stopped and counted as failed."""
     packed: Literal["float16", "uint8", "float32"] = "float16"
@@ -297,6 +302,7 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        self._few_enough()
         problems = [
             *_unique("test_on", self.test_on),
             *_unique("methods", self.methods),
@@ -398,6 +404,13 @@ class Config(Model):
             return settings.of
         return name if isinstance(settings, Network) else None
 
+    def _few_enough(self) -> None:
+        rows = 2 ** len(self.ablation.switches) + len(self.lambda_study.methods) * len(self.lambda_study.values)
+        models = (len(self.methods) + rows) * len(self.seeds)
+        if models > MOST_MODELS:
+            keys = "methods, ablation and lambda_study, for each of the seeds"
+            raise ValueError(f"{keys}: found {models} models; expected at most {MOST_MODELS}")
+
     def networks(self) -> list[str]:
         """Return the networks to train, in the tables' order: methods, and what is there to be refined alone."""
         used = (self.network_of(name) for name in self.methods)
@@ -459,7 +472,7 @@ class Config(Model):
         return {"source": cohort.source, **cohort.scan_parameters(Path(self.root), made)}
 
 
-PLACES_AND_DRAWINGS = frozenset({"results", "root", "keep_fields", "pairs_per_job", "report"})
+PLACES_AND_DRAWINGS = frozenset({"results", "root", "keep_fields", "pairs_per_job", "disk_quota_gb", "report"})
 
 
 def _unique(key: str, names: list) -> list[str]:

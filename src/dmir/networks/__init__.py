@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,11 @@ def hyperparameter_names(name: str) -> list[str]:
     InputError
         There is no such network.
     """
-    module, class_name = _location(name)
+    return list(_constructor_arguments(*_location(name)))
+
+
+@cache
+def _constructor_arguments(module: str, class_name: str) -> tuple[str, ...]:
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None, f"{module}, named in NETWORKS, does not exist"
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
@@ -53,7 +58,7 @@ def hyperparameter_names(name: str) -> list[str]:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                    return [argument.arg for argument in method.args.kwonlyargs]
+                    return tuple(argument.arg for argument in method.args.kwonlyargs)
     raise AssertionError(f"{module} has no class {class_name} with a constructor")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,6 @@ class CohortSize:
         That are compared; 0 where the cohort is only trained on.
     registrations
         Of a method on them: twice as many where each pair is registered the other way round too.
-    shards
-        Jobs that they are divided into.
     known_from
         ``"data"``; ``"split"``: the data are not there, the split's file says how many there will be; ``"nothing"``.
     problem
@@ -39,7 +36,6 @@ class CohortSize:
     scans: dict[str, int]
     pairs: int
     registrations: int
-    shards: int
     known_from: str
     problem: str = ""
 
@@ -52,6 +48,11 @@ class CohortSize:
     def for_training(self) -> int:
         """The scans that a training holds in memory."""
         return self.total - self.scans.get("test", 0)
+
+    @property
+    def ways(self) -> int:
+        """How often each pair is registered: 2 where it is the other way round too."""
+        return self.registrations // self.pairs if self.pairs else 1
 
 
 def used_cohorts(configuration: Config) -> list[str]:
@@ -68,13 +69,19 @@ def cohort_size(configuration: Config, name: str) -> CohortSize:
         problem = str(error)
         planned, known_from = _planned_table(parameters["split"]), "split"
         if planned is None:
-            return CohortSize({}, 0, 0, 0, "nothing", problem)
+            return CohortSize({}, 0, 0, "nothing", problem)
         table = planned
     pairs = _pairs(table, parameters["pairs"]) if name in configuration.test_on else 0
+    return size_of_table(configuration, name, table, pairs, known_from, problem)
+
+
+def size_of_table(
+    configuration: Config, name: str, table: pd.DataFrame, pairs: int, known_from: str = "data", problem: str = ""
+) -> CohortSize:
+    """Count the scans of a cohort whose table and number of pairs are known."""
     scans = {str(split): int(count) for split, count in table["split"].value_counts(sort=False).items()}
-    shards = math.ceil(pairs / configuration.pairs_per_job)
     both_ways = configuration.scores.inverse_consistency and configuration.cohorts[name].source == "simulated"
-    return CohortSize(scans, pairs, 2 * pairs if both_ways else pairs, shards, known_from, problem)
+    return CohortSize(scans, pairs, 2 * pairs if both_ways else pairs, known_from, problem)
 
 
 def _planned_table(split: str | Path | None) -> pd.DataFrame | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,9 +14,23 @@ import pandas as pd
 import torch
 
 from dmir.config import Config, Network
+from dmir.planning.costs import (
+    PREPROCESS_AFFINE,
+    PREPROCESS_N4,
+    PREPROCESS_SCAN,
+    SCORE_VOXEL,
+    STARTUP,
+    SYN_BYTES_A_VOXEL,
+    WRITE_VOXEL,
+    classical_seconds,
+    field_bytes,
+    voxels_of,
+)
 from dmir.planning.device_speed import REFERENCE_GPU, DeviceSpeed, measure_speed, roofline, roofline_seconds
 from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
-from dmir.planning.trial import try_apart, voxel_iterations
+from dmir.planning.quota import PACKED_VOXEL, field_shards, lanes, room_for_fields, staying_bytes
+from dmir.planning.shards import shard_sizes
+from dmir.planning.trial import try_apart
 from dmir.training.cost import Cost, StepCost, count_inference, count_objective, count_step, settings_of
 from dmir.training.devices import choose_device
 from dmir.training.memory import PROCESS, Job, free_memory
@@ -29,19 +43,7 @@ SMALLEST_EDGE = 32
 EXPECTED_SHARE = 0.15  # of the roofline's speed, when a grid is chosen that can be measured in time
 CLASSICAL_GRID = (40, 40, 40)
 SCORE_GRID = (48, 56, 48)
-STARTUP = 6.0  # seconds until a process has loaded what it needs
 LAUNCH = 5e-6  # seconds of a kernel on a GPU at least, from its launch to the next
-
-# Measured on one core of an Intel Xeon, CPU seconds; short runs on the machine at hand replace those of the methods.
-SYN_VOXEL_ITERATION = (2.3e-6, 2.7e-7)  # a + b (2 radius + 1)^2 of metric CC, at 48^3 and 80^3 voxels; others take a
-ELASTIX_SAMPLE = 6e-6  # an iteration and random sample
-ELASTIX_ONCE = (2.0, 5e-6)  # a registration, and a voxel of it: pyramids, the field
-PREPROCESS_SCAN = 3.0  # reading, stripping by a mask, resampling, normalising, writing: a head of 1 mm
-PREPROCESS_N4 = 4.0
-PREPROCESS_AFFINE = 24.0  # divided by the square of affine_spacing: 6 s at 2 mm
-SCORE_VOXEL = 2e-6  # a label interpolation
-WRITE_VOXEL = 3e-7
-SYN_BYTES_A_VOXEL = 450  # its largest resident set at 1 mm, float64
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,17 @@ class Stage:
     gpu_basis: str = ""
     memory_gb: float | None = None
     note: str = ""
+
+    @property
+    def units_a_job(self) -> float:
+        """Scans, steps or pairs that one job works through, on average."""
+        return self.number / self.jobs if self.jobs else 0.0
+
+    @property
+    def job_s(self) -> float | None:
+        """Seconds of one job, its start not counted: on a GPU, where it is done on one."""
+        each = self.cpu_s if self.gpu_s is None else self.gpu_s
+        return None if each is None else each * self.units_a_job
 
     @property
     def cpu_hours(self) -> float | None:
@@ -121,9 +134,17 @@ class Plan:
 
     def table(self) -> pd.DataFrame:
         """Return a row a stage."""
-        rows = [{**asdict(stage), "cpu_hours": stage.cpu_hours, "gpu_hours": stage.gpu_hours} for stage in self.stages]
-        first = ["stage", "what", "jobs", "number", "unit", "cpu_s", "cpu_hours", "cpu_basis"]
+        computed = ("units_a_job", "job_s", "cpu_hours", "gpu_hours")
+        rows = [{**asdict(stage), **{name: getattr(stage, name) for name in computed}} for stage in self.stages]
+        first = ["stage", "what", "jobs", "number", "unit", "units_a_job", "job_s", "cpu_s", "cpu_hours", "cpu_basis"]
         return pd.DataFrame(rows)[[*first, "gpu_s", "gpu_hours", "gpu_basis", "memory_gb", "note"]]
+
+    def jobs(self) -> dict[str, int]:
+        """Return the number of jobs of each stage."""
+        counts: dict[str, int] = {}
+        for stage in self.stages:
+            counts[stage.stage] = counts.get(stage.stage, 0) + stage.jobs
+        return counts
 
     def cpu_hours(self, without_networks: bool = False) -> float:
         """Return the hours of all jobs on the CPU; with a GPU the networks' are not among them."""
@@ -342,8 +363,7 @@ class _Planner:
 
     @property
     def voxels(self) -> int:
-        depth, height, width = self.configuration.grid.shape
-        return depth * height * width
+        return voxels_of(self.configuration.grid.shape)
 
     @property
     def runs(self) -> int:
@@ -373,7 +393,9 @@ class _Planner:
     def train(self) -> list[Stage]:
         """A job a network and seed."""
         seeds, rows = len(self.configuration.seeds), []
-        images = self.sizes[self.configuration.train_on].for_training * self.voxels * self._packed_bytes()
+        images = (
+            self.sizes[self.configuration.train_on].for_training * self.voxels * PACKED_VOXEL[self.configuration.packed]
+        )
         for name, cost in self.costs.items():
             training = _network(self.configuration, name).training
             found = self.seconds[name]
@@ -413,28 +435,17 @@ class _Planner:
             answer = self._try_scores(cohort)
             each = SCORE_VOXEL * len(interpolations) if answer is None else answer["score_s"]
             basis = "constant" if answer is None else "scaled"
-            rows.append(
-                Stage(
-                    "score", cohort, size.shards * self.runs, size.pairs * self.runs, "pair", each * self.voxels, basis
-                )
+            jobs = sum(
+                self._shards(method, cohort)
+                * (len(self.configuration.seeds) if self.configuration.network_of(method) else 1)
+                for method in self.configuration.methods
             )
+            rows.append(Stage("score", cohort, jobs, size.pairs * self.runs, "pair", each * self.voxels, basis))
         return rows
 
     def disk(self) -> dict[str, float]:
         """Return what lies on the disk at most, 10^9 bytes, before compression."""
-        field_gb, configuration = 12 * self.voxels / 1e9, self.configuration
-        made = self.runs * sum(self.sizes[name].registrations for name in configuration.test_on)
-        fields = field_gb * (made if configuration.keep_fields else configuration.pairs_per_job)
-        named = "all fields, kept" if configuration.keep_fields else "fields of each shard that is being worked on"
-        return {
-            "one field": field_gb,
-            named: fields,
-            "preprocessed scans": 6 * self.voxels * sum(size.total for size in self.sizes.values()) / 1e9,
-            "images that the trainings share": self._packed_bytes()
-            * self.voxels
-            * self.sizes[configuration.train_on].for_training
-            / 1e9,
-        }
+        return {"one field": field_bytes(self.configuration) / 1e9} | disk_parts(self.configuration, self.sizes)
 
     def notes(self, stages: Sequence[Stage]) -> list[str]:
         """Return what the user should know before starting."""
@@ -457,26 +468,24 @@ class _Planner:
         settings = self.configuration.method(method)
         parameters = settings.model_dump(mode="json", exclude={"algorithm"})
         memory, note = None, ""
-        if settings.algorithm == "affine":
-            each, basis = 0.0, "constant"
-        elif settings.algorithm == "syn":
-            answer = self._try("syn", parameters=parameters, shape=CLASSICAL_GRID)
-            by_radius = SYN_VOXEL_ITERATION[1] * (2 * parameters["radius"] + 1) ** 2
-            known = SYN_VOXEL_ITERATION[0] + (by_radius if parameters["metric"] == "CC" else 0.0)
-            one = known if answer is None else answer["voxel_iteration_s"]
-            each = one * voxel_iterations(self.configuration.grid.shape, parameters["iterations"])
-            basis, note = "constant" if answer is None else "scaled", "at most: levels may converge before"
+        shape = self.configuration.grid.shape
+        answer = (
+            None
+            if settings.algorithm == "affine"
+            else self._try(settings.algorithm, parameters=parameters, shape=CLASSICAL_GRID)
+        )
+        each, basis = classical_seconds(settings.algorithm, parameters, shape, measured=answer or {}), "constant"
+        if answer is not None:
+            basis = "scaled"
+        if settings.algorithm == "syn":
+            note = "at most: levels may converge before"
             memory = (SYN_BYTES_A_VOXEL * self.voxels + PROCESS) / 1e9
-        else:
-            answer = self._try("elastix", parameters=parameters, shape=CLASSICAL_GRID)
-            one = ELASTIX_SAMPLE * parameters["samples"] if answer is None else answer["iteration_s"]
-            each = one * parameters["iterations"] * parameters["resolutions"]
-            each += ELASTIX_ONCE[0] + ELASTIX_ONCE[1] * self.voxels
-            basis = "constant" if answer is None else "scaled"
         each += self._writing(cohort)
         what = f"{method} on {cohort}"
         number = size.registrations
-        return Stage("register", what, size.shards, number, "pair", each, basis, memory_gb=memory, note=note)
+        return Stage(
+            "register", what, self._shards(method, cohort), number, "pair", each, basis, memory_gb=memory, note=note
+        )
 
     def _learned(self, method: str, of: str, cohort: str, size: CohortSize) -> Stage:
         cost, found, seeds = self.costs[of], self.seconds[of], len(self.configuration.seeds)
@@ -494,7 +503,7 @@ class _Planner:
         return Stage(
             "register",
             f"{method} on {cohort}",
-            size.shards * seeds,
+            self._shards(method, cohort) * seeds,
             size.registrations * seeds,
             "pair",
             **seconds,
@@ -508,6 +517,9 @@ class _Planner:
             return {"cpu_s": None, "cpu_basis": "", "gpu_s": found, "gpu_basis": basis}
         least = max(roofline_seconds(cost, self.gpu, precision), cost.kernels * LAUNCH)
         return {"cpu_s": found, "cpu_basis": basis, "gpu_s": least, "gpu_basis": "roofline"}
+
+    def _shards(self, method: str, cohort: str) -> int:
+        return len(shard_sizes(self.configuration, method, self.sizes[cohort].pairs))
 
     def _try_scores(self, cohort: str) -> dict[str, float] | None:
         return self._try(
@@ -525,9 +537,6 @@ class _Planner:
     def _bound(self, cost: Cost, precision: str) -> str:
         return f"bound by {roofline(cost, self.speed, precision).bound}"
 
-    def _packed_bytes(self) -> int:
-        return {"uint8": 1, "float16": 2, "float32": 4}[self.configuration.packed]
-
     def _try(self, kind: str, **request: Any) -> dict[str, float] | None:
         """Measure a classical method or the scores, once for all cohorts that ask the same."""
         if not self.budget:
@@ -539,6 +548,28 @@ class _Planner:
             self._tried[key] = try_apart({"kind": kind, **request}, 1, timeout=self.budget + 30)
             log.debug("%s took %.1f s", kind, time.monotonic() - start)
         return self._tried[key]
+
+
+def disk_parts(configuration: Config, sizes: Mapping[str, CohortSize], jobs: int = 8) -> dict[str, float]:
+    """Return what stays on the disk and what fields come on top of it at their peak, 10^9 bytes, before compression.
+
+    Parameters
+    ----------
+    jobs
+        That run at once, of the three answers the second: fields are there from a registration's start to their
+        scoring's end, and scoring goes before registering.
+    """
+    parts = {f"stays: {what}": size for what, size in staying_bytes(configuration, sizes).items()}
+    parts["stays in all"] = sum(parts.values())
+    if not configuration.keep_fields:
+        shards = field_shards(configuration, configuration.methods, sizes)
+        largest = sorted((shard.size for shard in shards), reverse=True)
+        parts["fields on top while pairs are registered, all jobs at once (a cluster)"] = sum(largest)
+        parts[f"with {jobs} jobs at once, at most"] = sum(largest[:jobs])
+        room = room_for_fields(configuration, sizes)
+        if room is not None:
+            parts["under the quota, at most"] = lanes(shards, room).peak()
+    return {what: size / 1e9 for what, size in parts.items()}
 
 
 def _sum(first: Cost, second: Cost, times: int) -> Cost:

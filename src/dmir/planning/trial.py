@@ -26,6 +26,7 @@ from dmir.job import THREAD_VARIABLES
 from dmir.methods import load_libraries, register
 from dmir.metrics.score import score_pair
 from dmir.networks import build
+from dmir.planning.costs import voxel_iterations
 from dmir.structures import load_structures
 from dmir.training.cost import settings_of
 from dmir.training.devices import choose_device, set_threads
@@ -131,12 +132,6 @@ KINDS: dict[str, Callable[..., dict[str, float]]] = {
     "elastix": elastix,
     "score": score,
 }
-
-
-def voxel_iterations(shape: Sequence[int], iterations: Sequence[int]) -> float:
-    """Return how many voxels SyN works on in all its iterations, if none of its levels converges early."""
-    levels = len(iterations)
-    return float(np.prod(shape)) * sum(count / 8 ** (levels - 1 - level) for level, count in enumerate(iterations))
 
 
 class _Clock:

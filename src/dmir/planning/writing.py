@@ -17,6 +17,8 @@ from dmir.volumes import atomic_path
 SUFFIXES = (".csv", ".md")
 TITLES = {
     "number": "n",
+    "units_a_job": "n a job",
+    "job_s": "s a job",
     "cpu_s": "CPU s each",
     "cpu_hours": "CPU h",
     "cpu_basis": "known from",
@@ -43,12 +45,12 @@ def describe(plan: Plan) -> str:
     """Return the plan as text: the cohorts, the table, the totals, the disk, and what to mind."""
     lines = [
         f"cohorts.{name}: {', '.join(f'{n} {split}' for split, n in size.scans.items()) or 'no'} scans;"
-        f" {size.pairs} pairs to register in {size.shards} jobs a method and seed"
+        f" {size.pairs} pairs to register"
         for name, size in plan.cohorts.items()
     ]
-    parts = ["\n".join(lines), _device_lines(plan), _table(plan).to_string(index=False), EXPLANATION]
+    parts = ["\n".join(lines), _jobs_line(plan), _device_lines(plan), _table(plan).to_string(index=False), EXPLANATION]
     parts.append("\n".join(_totals(plan)))
-    parts.append("disk, uncompressed: " + "; ".join(f"{what} {_number(size)} GB" for what, size in plan.disk.items()))
+    parts.append("\n".join(_disk_lines(plan)))
     if plan.notes:
         parts.append("\n".join(f"note: {note}" for note in plan.notes))
     return "\n\n".join(parts)
@@ -63,6 +65,7 @@ def to_json(plan: Plan) -> str:
         "gpu": asdict(plan.gpu),
         "threads": plan.threads,
         "gpus": plan.gpus,
+        "jobs": plan.jobs(),
         "cpu_hours": plan.cpu_hours(),
         "gpu_wall_hours": plan.gpu_wall_hours(),
         "disk_gb": plan.disk,
@@ -77,7 +80,7 @@ def write_table(plan: Plan, path: Path) -> None:
         if path.suffix == ".csv":
             plan.table().to_csv(temporary, index=False)
             return
-        told = [*_totals(plan), *plan.notes]
+        told = [_jobs_line(plan), *_totals(plan), *_disk_lines(plan), *plan.notes]
         table = _table(plan).to_markdown(index=False, disable_numparse=True)
         text = f"{_device_lines(plan)}\n\n{table}\n\n{EXPLANATION}\n\n" + "".join(f"- {line}\n" for line in told)
         Path(temporary).write_text(text, encoding="utf-8")
@@ -88,6 +91,17 @@ def _device_lines(plan: Plan) -> str:
     if plan.gpu is not plan.speed:
         lines.append(f"GPU: none at hand; the GPU's columns are lower bounds for one {plan.gpu.device}")
     return "\n".join(lines)
+
+
+def _jobs_line(plan: Plan) -> str:
+    """Say how many jobs each stage has, as a dry run of Snakemake counts them."""
+    counts = plan.jobs()
+    told = ", ".join(f"{stage} {count:,}" for stage, count in counts.items())
+    return f"jobs: {told}; {sum(counts.values()):,} in all, beside some dozens of tables and figures"
+
+
+def _disk_lines(plan: Plan) -> list[str]:
+    return ["disk in GB, before compression", *(f"  {what}: {_number(size)}" for what, size in plan.disk.items())]
 
 
 def _peaks(plan: Plan) -> str:
@@ -105,6 +119,8 @@ def _totals(plan: Plan) -> list[str]:
         f"on the CPU, {what}: {_number(hours)} hours of jobs of {plan.threads} thread(s);"
         f" with {jobs} at a time on {cores} cores {_number(hours / jobs)} hours"
     ]
+    of_gpu = sum(stage.gpu_hours or 0.0 for stage in plan.stages)
+    lines.append(f"GPU-hours, trainings and registrations: {'' if on_gpu else 'at least '}{_number(of_gpu)}")
     cards = f"{plan.gpus} such cards" if plan.gpus > 1 else "one such card"
     least = "" if on_gpu else "at least "
     lines.append(f"networks on {cards}: {least}{_number(plan.gpu_wall_hours())} hours")

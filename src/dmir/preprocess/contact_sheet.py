@@ -1,4 +1,4 @@
-"""The contact sheet: every preprocessed scan of a cohort in one picture, to be checked in a minute."""
+"""The contact sheet: the preprocessed scans of a cohort in one picture, to be checked in a minute."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from dmir.volumes import read_image
 
+MOST_TILES = 600  # of more scans some are shown: a picture of thousands is opened by no viewer, and looked at by nobody
 THUMBNAIL = 100  # pixels along the longest edge of a plane, at most
 GAP, CAPTION = 6, 22  # pixels between tiles, and for the words above each
 DPI = 100
@@ -30,7 +31,9 @@ def contact_sheet(
     reference: str,
     cohort: str = "",
 ) -> Figure:
-    """Draw three planes of every scan under the outline of the reference's brain; flagged scans come first.
+    """Draw three planes of each scan under the outline of the reference's brain; flagged scans come first.
+
+    Of more than :data:`MOST_TILES` scans those are shown that are flagged, and of the others some at equal distances.
 
     Parameters
     ----------
@@ -52,13 +55,15 @@ def contact_sheet(
     first = read_image(images[reference])
     step = math.ceil(max(first.shape) / THUMBNAIL)
     outline = [_edge(plane > 0) for plane in _planes(first.data, step)]
-    tiles = {scan: _tile(_planes(read_image(images[scan]).data, step), outline) for scan in rows.index}
+    shown = _shown(list(rows.index[~rows["ok"]]), list(rows.index[rows["ok"]]))
+    tiles = {scan: _tile(_planes(read_image(images[scan]).data, step), outline) for scan in shown}
     height, width = next(iter(tiles.values())).shape[:2]
     columns = _columns(len(tiles), width + GAP, height + CAPTION + GAP)
     flagged = int((~rows["ok"]).sum())
     voxels = "x".join(map(str, first.shape))
+    part = "" if len(tiles) == len(rows) else f"{len(tiles)} of "
     title = (
-        f"{cohort}: {len(tiles)} scans on {voxels} voxels of {first.spacing[0]:.3g} mm, {flagged} flagged\n"
+        f"{cohort}: {part}{len(rows)} scans on {voxels} voxels of {first.spacing[0]:.3g} mm, {flagged} flagged\n"
         f"Blue: the brain of {reference}, to which all are aligned; Dice: with that brain. Left is on the left."
     )
     figure, axes = _canvas(columns * (width + GAP), math.ceil(len(tiles) / columns) * (height + CAPTION + GAP), title)
@@ -76,6 +81,13 @@ def contact_sheet(
             corner = (left - 1, top + CAPTION - 1)
             axes.add_patch(Rectangle(corner, width + 2, height + 2, fill=False, edgecolor=FLAGGED, linewidth=2))
     return figure
+
+
+def _shown(flagged: list[str], others: list[str]) -> list[str]:
+    """Return the scans that get a tile."""
+    first = flagged[:MOST_TILES]
+    count = min(len(others), MOST_TILES - len(first))
+    return [*first, *(others[k * len(others) // count] for k in range(count))]
 
 
 def _planes(data: np.ndarray, step: int) -> list[np.ndarray]:
