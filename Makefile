@@ -38,10 +38,12 @@ format: .venv/.installed-for-tests
 	$(BIN)/snakefmt Snakefile rules
 	$(BIN)/dmir docs
 
-# The stamp is written last: a set-up that was interrupted is simply begun again.
+# The stamp is written last, and taken away before anything changes: a set-up or an upgrade that was interrupted is
+# begun again from an empty folder, by the same command; a finished one is upgraded where it is.
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Error: no python3.11, 3.12 or 3.13 found; name one with PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) .venv
+	rm -f $@ $@-for-tests
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps --editable .
 	touch $@

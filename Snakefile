@@ -15,6 +15,10 @@ pathvars:
     benchmarks="<results>/benchmarks",
 
 
+# jobs run in it with `--sdm apptainer`, and only then: profiles/README.md
+container: "envs/dmir.sif"
+
+
 report: "workflow/report/workflow.rst"
 
 
@@ -99,8 +103,7 @@ rule all:
 
 
 onstart:
-    tell_where_jobs_are(workflow.local_exec)
-    keep_configuration()
+    begin_jobs()
 
 
 onsuccess:

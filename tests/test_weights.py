@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dmir import networks
-from dmir.errors import InputError
+from dmir.errors import InputError, StorageError
 from dmir.fields import load_field
 from dmir.methods.network import COLUMNS, register, register_pairs
 from dmir.training.weights import load_weights, read_metadata, save_weights
@@ -204,9 +204,7 @@ def test_pairs_become_fields_and_records_and_failures_are_records_too(weights, t
     for seed, (name, path) in enumerate(paths.items()):
         shifted = AFFINE + np.array([[0, 0, 0, 9.0 * (name == "elsewhere")]] + [[0] * 4] * 3)
         write_volume(path, image(seed, affine=shifted, brightness=2.0 if name == "bright" else 0.5))
-    paths["broken"] = tmp_path / "images" / "broken.nii.gz"
-    paths["broken"].write_bytes(paths["s1"].read_bytes()[:100])
-    order = ["s1", "broken", "s2", "elsewhere", "s3", "bright", "s4", "s5"]
+    order = ["s1", "s2", "elsewhere", "s3", "bright", "s4", "s5"]
 
     with caplog.at_level(logging.INFO, logger="dmir"):
         records = register_pairs(
@@ -220,9 +218,9 @@ def test_pairs_become_fields_and_records_and_failures_are_records_too(weights, t
     assert tuple(records.columns) == COLUMNS
     assert list(records.moving) == order and set(records.fixed) == {"atlas"}
     failed = records.status == "failed"
-    assert list(records.moving[failed]) == ["broken", "elsewhere", "bright"]
+    assert list(records.moving[failed]) == ["elsewhere", "bright"]
     reasons = dict(zip(records.moving, records.reason, strict=True))
-    assert "broken.nii.gz" in reasons["broken"] and "elsewhere.nii.gz" in reasons["elsewhere"]
+    assert "elsewhere.nii.gz" in reasons["elsewhere"]
     assert f"{3 * np.prod(SHAPE)} values that are NaN" in reasons["bright"]
     assert (records.reason[~failed] == "").all()
     measured = ["seconds", "read_seconds", "write_seconds", "peak_memory_mb"]
@@ -233,8 +231,23 @@ def test_pairs_become_fields_and_records_and_failures_are_records_too(weights, t
     assert {path.name for path in (tmp_path / "fields").iterdir()} == {f"s{i}__atlas.nii" for i in range(1, 6)}
     field, affine = load_field(tmp_path / "fields" / "s4__atlas.nii")
     assert np.allclose(field, np.array([1, 0, -2.5]).reshape(3, 1, 1, 1), atol=1e-6) and np.allclose(affine, AFFINE)
-    lines = [record.getMessage() for record in caplog.records if "/8 " in record.getMessage()]
-    assert len(lines) == 8 and lines[1].startswith("2/8 broken to atlas: failed")
+    lines = [record.getMessage() for record in caplog.records if "/7 " in record.getMessage()]
+    assert len(lines) == 7 and lines[2].startswith("3/7 elsewhere to atlas: failed")
+
+
+def test_an_image_that_cannot_be_read_and_a_full_disk_are_no_failed_pairs(weights, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole.nii.gz", tmp_path / "broken.nii.gz"
+    write_volume(whole, image(1))
+    broken.write_bytes(whole.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"broken\.nii\.gz"):
+        register_pairs([("broken", broken, "atlas", whole)], tmp_path / "fields", weights, device="cpu")
+
+    def save_field(path, *arguments):
+        raise StorageError(path, reason="the disk is full", remedy="Make room.")
+
+    monkeypatch.setattr("dmir.methods.network.save_field", save_field)
+    with pytest.raises(StorageError, match=r"whole__atlas\.nii: the disk is full"):
+        register_pairs([("whole", whole, "atlas", whole)], tmp_path / "fields", weights, device="cpu")
 
 
 def test_no_pairs_are_an_empty_table(weights, tmp_path):

@@ -106,3 +106,27 @@ def final_tables(folder):
 def _without_what_was_measured(path):
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     return table.drop(columns=[name for name in MEASURED if name in table.columns]).to_csv(index=False).encode()
+
+
+STAGES = ("cohorts", "preprocessed", "models", "registered", "scores", "tables")
+
+
+def copy_up_to(stage, finished, folder):
+    """Copy a finished run as it was before a stage, with all that Snakemake remembers of the stages before it."""
+    shutil.copytree(finished, folder, symlinks=True, copy_function=shutil.copy2)  # times and all
+    for later in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(folder / "results" / later, ignore_errors=True)
+    return folder
+
+
+def processes_in(folder):
+    """Return process -> command line of every process that works in a folder."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink() == folder:
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # it has ended, or has become a zombie
+                continue
+    return found

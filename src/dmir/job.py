@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from dmir.errors import DmirError
+from dmir.errors import DmirError, made_below
+from dmir.runs import join_run
+from dmir.storage import storage_error
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -33,30 +37,64 @@ def limit_threads(threads: int) -> None:
 def job(log: str | Path, threads: int = 1) -> Iterator[None]:
     """Run a job with all its output in a log, C++ libraries' included, and its errors told as a user needs them.
 
-    A :class:`DmirError` is one message without a traceback; anything else is a defect and keeps its traceback.
-    Either ends the process with status 1.
+    A :class:`DmirError` is one message without a traceback, and so is a disk that is full, read-only or broken;
+    anything else is a defect and keeps its traceback. Either ends the process with status 1. What cannot be written
+    into the log, because it lies on the same disk, goes where the output went before.
     """
     limit_threads(threads)
+    join_run()
     path = Path(log)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_below(_results_of(path))
+    outside = os.dup(2)
+    try:
+        _redirect(path)
+        threading.excepthook = _tell_thread
+        yield
+        sys.stdout.flush()
+    except DmirError as error:
+        _leave(f"Error: {error}", outside)
+    except Exception as error:
+        told = storage_error(error, path)
+        _leave(traceback.format_exc().rstrip() if told is None else f"Error: {told}", outside)
+    finally:
+        os.close(outside)
+
+
+def _results_of(log: Path) -> Path | None:
+    """Return the folder of the results that a log belongs to: ``<results>/logs/<rule>/...``."""
+    return next((folder.parent for folder in log.parents if folder.name == "logs"), None)
+
+
+def _redirect(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    with path.open("wb", buffering=0) as file:
+    with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+def _tell_thread(failed: threading.ExceptHookArgs) -> None:
+    """Tell of a thread that a full disk has ended in one line; who waits for it hears of it too."""
+    told = None if failed.exc_value is None else storage_error(failed.exc_value, "a file")
+    if told is None:
+        threading.__excepthook__(failed)
+    else:
+        with contextlib.suppress(OSError):
+            print(f"Warning: {told.where}: {told.reason}", file=sys.stderr, flush=True)
+
+
+def _leave(message: str, outside: int) -> NoReturn:
+    """End the process with a message: in the log, or outside it where the log cannot hold it."""
+    text = f"{message}\n".encode(errors="replace")
     try:
-        yield
-    except DmirError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        _leave()
-    except Exception:
-        traceback.print_exc()
-        _leave()
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
-def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        whole = os.write(2, text) == len(text)
+    except OSError:
+        whole = False
+    if not whole:
+        os.write(outside, text)
+        for descriptor in (1, 2):  # what is still to be flushed must not fail once more
+            os.dup2(outside, descriptor)
     raise SystemExit(1)

@@ -100,6 +100,7 @@ def end_run() -> None:
         for path in (Path(name), _jobs_of(Path(name))):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+        os.environ.pop(VARIABLE, None)
     _own.clear()
 
 

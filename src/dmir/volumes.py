@@ -14,7 +14,6 @@ import gzip
 import io
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from dmir.errors import InputError
+from dmir.errors import InputError, damaged
+from dmir.storage import temporary_beside, told_as_storage
 
 MAXIMUM_VOXELS = 2**30  # 1024 along each axis; a header that claims more than this is damaged or hostile
 BESIDE_VOXELS = 2**22  # bytes of a file that may be anything else: its header with extensions, and what follows them
@@ -161,15 +161,16 @@ def _stream(path: Path) -> _Plain | _Compressed:
 class StoredArray:
     """An array in a file, of which the header alone was read: ``shape`` and the 4x4 voxel-to-RAS ``affine``, mm."""
 
-    def __init__(self, image: Any, where: str, size: int, stream: _Plain | _Compressed) -> None:
+    def __init__(self, image: Any, where: str, path: Path, stream: _Plain | _Compressed) -> None:
         self.shape: tuple[int, ...] = tuple(int(n) for n in image.shape)
         self.affine = np.asarray(image.affine, dtype=np.float64)
-        self._where, self._size, self._stream, self._proxy = where, size, stream, image.dataobj
+        self._where, self._path, self._size = where, path, path.stat().st_size
+        self._stream, self._proxy = stream, image.dataobj
 
     def read(self) -> np.ndarray:
         """Return the numbers; InputError where the header claims what no volume is, or what the file cannot hold."""
         self._check_claims()
-        with _told_as_damaged(self._where), np.errstate(all="ignore"):
+        with _told_as_damaged(self._where, self._path), np.errstate(all="ignore"):
             data = np.asanyarray(self._proxy)
             if isinstance(self._stream, _Compressed):
                 self._stream.require_end()
@@ -192,8 +193,9 @@ class StoredArray:
         )
         for wrong, found in faults:
             if wrong:
-                raise InputError(
+                raise damaged(
                     self._where,
+                    path=self._path,
                     found=found,
                     expected=f"{CONTENT} of at most {MAXIMUM_VOXELS} voxels, one number each, with a valid affine",
                     remedy="The file is truncated or its header is damaged: fetch it again, or mend the header (for "
@@ -211,14 +213,15 @@ def _invertible(affine: np.ndarray) -> bool:
 
 
 @contextlib.contextmanager
-def _told_as_damaged(where: str) -> Iterator[None]:
+def _told_as_damaged(where: str, path: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen unrelated kinds for a damaged file
-        raise InputError(
+        raise damaged(
             where,
+            path=path,
             found=f"a file that cannot be read ({_first_line(error)})",
             expected=CONTENT,
             remedy="It may be truncated: copy or download it again.",
@@ -248,7 +251,7 @@ def stored_array(path: Path, key: str) -> Iterator[StoredArray]:
     pair = _pair(path, key)
     where = f"{key}: {path}" + (f" ({pair[0].name} with {pair[1].name})" if pair else "")
     with contextlib.ExitStack() as opened:
-        with _told_as_damaged(where), np.errstate(all="ignore"):
+        with _told_as_damaged(where, path), np.errstate(all="ignore"):
             header = pair[0] if pair else path
             kind = _kind(header)
             files = kind.filespec_to_file_map(str(header))
@@ -260,7 +263,7 @@ def stored_array(path: Path, key: str) -> Iterator[StoredArray]:
                 opened.callback(stream.close)
             holders = {part: FileHolder(str(names[part]), stream) for part, stream in streams.items()}
             image = kind.from_file_map({**files, **holders})
-            stored = StoredArray(image, where, names["image"].stat().st_size, streams["image"])
+            stored = StoredArray(image, where, names["image"], streams["image"])
         yield stored
 
 
@@ -390,22 +393,33 @@ def read_mask(path: str | Path, key: str = "mask") -> Volume:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` that replaces it on success and vanishes on failure.
 
-    Nobody ever sees a half-written file under the real name. The temporary name keeps all suffixes, because writers
-    choose the format by them.
+    Nobody ever sees a half-written file under the real name, not even after a power cut: the content is on the disk
+    before the name is. The temporary name keeps all suffixes, because writers choose the format by them.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, read-only or broken, in whatever words the writer told it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix="-" + path.name)
-    os.close(handle)
-    temporary = Path(name)
+    with told_as_storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(path) as temporary:
+            yield temporary
+            _make_durable(temporary)
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # a temporary file is private; results are to be shared
+            temporary.replace(path)
+
+
+def _make_durable(path: Path) -> None:
+    """Wait until a file's content is on the disk: a name that is there without it would be an empty result."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are to be shared
-        temporary.replace(path)
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def write_volume(path: str | Path, volume: Volume, dtype: np.dtype | type | None = None) -> None:

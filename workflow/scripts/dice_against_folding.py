@@ -5,13 +5,12 @@ from pathlib import Path
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    import pandas as pd
-
     from dmir.report.origin import origin_of
     from dmir.report.style import save_figure
     from dmir.report.tradeoffs import dice_against_folding
+    from dmir.tables import read_table
 
-    table = pd.read_csv(snakemake.input.table)
+    table = read_table(snakemake.input.table)
     table = table[table["cohort"] == snakemake.wildcards.cohort]
     figure = dice_against_folding(table)
     origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])

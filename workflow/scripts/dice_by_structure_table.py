@@ -5,13 +5,12 @@ from pathlib import Path
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    import pandas as pd
-
     from dmir.report.origin import origin_of
     from dmir.report.tables import structure_scores
     from dmir.report.writing import write_table
+    from dmir.tables import read_scores
 
-    scores = pd.read_parquet(snakemake.input.structures, filters=[("cohort", "==", snakemake.wildcards.cohort)])
+    scores = read_scores(snakemake.input.structures, snakemake.wildcards.cohort)
     table = structure_scores(scores, snakemake.params.methods, labels=snakemake.params.labels)
     caption = f"Dice by structure, {snakemake.wildcards.cohort} ({snakemake.params.labels} labels)."
     origin = origin_of(snakemake.input.provenance, snakemake.input, snakemake.params.code["modules"])

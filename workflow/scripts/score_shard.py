@@ -9,7 +9,7 @@ with job(snakemake.log[0], snakemake.threads):
 
     torch.set_num_threads(snakemake.threads)
     from dmir.metrics.files import score_shard
-    from dmir.volumes import atomic_path
+    from dmir.tables import write_scores
 
     files = snakemake.input
     structures, pairs = score_shard(
@@ -22,5 +22,4 @@ with job(snakemake.log[0], snakemake.threads):
         interpolations=snakemake.params.interpolations,
     )
     for table, output in ((structures, snakemake.output.structures), (pairs, snakemake.output.pairs)):
-        with atomic_path(output) as path:
-            table.to_parquet(path, index=False)
+        write_scores(output, table)

@@ -5,18 +5,16 @@ from pathlib import Path
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    import pandas as pd
-
     from dmir.report.origin import origin_of
     from dmir.report.statistics import statistics_table
     from dmir.report.writing import write_table
+    from dmir.tables import read_scores, read_table
 
     cohort = snakemake.wildcards.cohort
-    of_cohort = [("cohort", "==", cohort)]
     table = statistics_table(
-        pd.read_parquet(snakemake.input.structures, filters=of_cohort),
-        pd.read_parquet(snakemake.input.pairs, filters=of_cohort),
-        pd.read_csv(snakemake.input.scans, dtype=str, keep_default_na=False),
+        read_scores(snakemake.input.structures, cohort),
+        read_scores(snakemake.input.pairs, cohort),
+        read_table(snakemake.input.scans, dtype=str, keep_default_na=False),
         snakemake.params.methods,
         snakemake.params.reference,
         labels=snakemake.params.labels,

@@ -5,20 +5,17 @@ from pathlib import Path
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    import json
-
-    import pandas as pd
-
     from dmir.report.origin import origin_of
     from dmir.report.studies import study_table
     from dmir.report.writing import write_table
+    from dmir.tables import read_record, read_scores
 
     summaries = {}
     for path in map(Path, snakemake.input.summaries):
-        summaries.setdefault(path.parts[-3], []).append(json.loads(path.read_text()))
+        summaries.setdefault(path.parts[-3], []).append(read_record(path))
     table = study_table(
-        pd.read_parquet(snakemake.input.structures),
-        pd.read_parquet(snakemake.input.pairs),
+        read_scores(snakemake.input.structures),
+        read_scores(snakemake.input.pairs),
         snakemake.params.rows,
         summaries,
         snakemake.params.labels,

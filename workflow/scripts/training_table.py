@@ -5,16 +5,15 @@ from pathlib import Path
 from dmir.job import job
 
 with job(snakemake.log[0], snakemake.threads):
-    import json
-
     from dmir.report.curves import read_history
     from dmir.report.origin import origin_of
     from dmir.report.tables import training_table
     from dmir.report.writing import write_table
+    from dmir.tables import read_record
 
     models = {}
     for history, summary in zip(map(Path, snakemake.input.histories), snakemake.input.summaries, strict=True):
-        records = json.loads(Path(summary).read_text())
+        records = read_record(summary)
         models[history.parts[-3], history.parts[-2]] = read_history(history), records
     caption = f"Trainings on {snakemake.wildcards.cohort}."
     table = training_table(models)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from dmir.errors import DmirError, InputError, suggestion
 from dmir.fields import LPS, to_voxels
 from dmir.methods.geometry import geometry
+from dmir.storage import temporary_folder
 from dmir.volumes import Volume
 
 METRICS = {
@@ -94,7 +94,7 @@ def register(
     )
     try:
         transform = _estimate(fixed_image, moving_image, parameters)
-        with tempfile.TemporaryDirectory(prefix="elastix-") as folder:
+        with temporary_folder("elastix-") as folder:
             field = itk.array_from_image(_deformation_field(moving_image, transform, folder))
     except RuntimeError as error:
         raise DmirError(f"elastix failed: {_last_line(error)}") from error

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmir.errors import DmirError
+from dmir.errors import DmirError, StorageError
 from dmir.job import THREAD_VARIABLES
 from dmir.methods.records import COLUMNS, MEASURED
 
@@ -206,7 +206,7 @@ def _run(folder: Path, environment: Mapping[str, str], timeout: float | None, pa
             )
         return f"killed by {name}"
     if done.returncode == UNABLE:
-        raise DmirError(f"{pair}: {_last_line(output)}")
+        raise DmirError(f"{pair}: {_last_line(output) or 'nothing could be told: is the temporary folder full?'}")
     return _last_line(output) or f"ended with status {done.returncode}"
 
 
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str]) -> int:
         Path(request["answer"]).write_text(json.dumps(answer))
     except (DmirError, OSError, MemoryError) as error:
         print(" ".join(str(error).split()) or "out of memory", file=sys.stderr)
-        return 1 if isinstance(error, DmirError) and not isinstance(error, Unable) else UNABLE
+        return 1 if isinstance(error, DmirError) and not isinstance(error, Unable | StorageError) else UNABLE
     return 0
 
 

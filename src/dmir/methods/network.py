@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from dmir import networks
-from dmir.errors import DmirError, InputError
+from dmir.errors import DmirError, InputError, StorageError
 from dmir.fields import pair_field, save_field
 from dmir.methods.records import COLUMNS
-from dmir.training.devices import choose_device, device_name, peak_memory_mb
+from dmir.training.devices import GpuUnusable, choose_device, device_name, gpu_failures_told, peak_memory_mb
 from dmir.training.objective import arithmetic, displacement_of
 from dmir.training.weights import load_weights
 from dmir.volumes import Grid, Volume, read_image, require_same_grid
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 AHEAD = 4  # pairs that are read, or being read, before the network gets to them; each by a thread of its own
 BEHIND = 4  # fields that wait to be written, or are being written: 83 MB each at 160x192x224
+REGISTERED_ANEW = "The same command, given again, registers what it was at anew."
 Loaded = tuple[nn.Module, dict[str, Any]]  # what load_weights returns
 Refine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(moving, fixed, displacement) -> displacement: (1, 1, D, H, W) twice and (1, 3, D, H, W), voxels."""
@@ -51,6 +52,7 @@ class Pair(NamedTuple):
     fixed_path: Path
 
 
+@gpu_failures_told(lambda: REGISTERED_ANEW)
 def register(
     moving: Volume,
     fixed: Volume,
@@ -85,7 +87,7 @@ def register(
     InputError
         The two grids differ, or the weights cannot be used.
     DmirError
-        The memory does not suffice, or the field is not finite.
+        The memory does not suffice, the field is not finite, or the GPU stopped working.
     """
     require_same_grid(fixed, moving, "the fixed image", "the moving image")
     if isinstance(weights, tuple):
@@ -102,6 +104,7 @@ def register(
     return displacement.numpy()
 
 
+@gpu_failures_told(lambda: REGISTERED_ANEW)
 def register_pairs(
     pairs: Sequence[tuple[str, str | Path, str, str | Path]],
     folder: str | Path,
@@ -154,7 +157,12 @@ def register_pairs(
     Raises
     ------
     InputError
-        The weights cannot be used or are not the expected ones; a pair alone never raises.
+        The weights cannot be used or are not the expected ones, or an image cannot be read. What fails because of
+        the two scans of a pair is that pair alone.
+    StorageError
+        A field cannot be written.
+    GpuUnusable
+        The GPU stopped working.
     """
     target = choose_device(device)
     network, metadata = load_expected(weights, expected or {}, target)
@@ -241,9 +249,20 @@ class _Outcome:
 
 @contextlib.contextmanager
 def _failure_noted(outcome: _Outcome) -> Iterator[None]:
-    """Turn an exception into the reason why this pair, and no other, failed."""
+    """Turn an exception into the reason why this pair, and no other, failed.
+
+    Raises
+    ------
+    GpuUnusable
+        The GPU stopped working: that is no result of a pair, and every pair after it would fail as well.
+    StorageError
+        The field cannot be written: no result of a pair either.
+    """
     try:
-        yield
+        with gpu_failures_told(lambda: REGISTERED_ANEW):
+            yield
+    except (GpuUnusable, StorageError):
+        raise
     except Exception as error:
         message = " ".join(str(error).split())
         outcome.reason = message if isinstance(error, DmirError) else f"{type(error).__name__}: {message}"
@@ -315,8 +334,9 @@ class _Session:
 
     def _read(self, pair: Pair, fixed_image: Future[_Image]) -> _Outcome:
         outcome = _Outcome(pair)
+        # an image that cannot be read is no failure of the network: it ends the whole, to be mended
+        moving, fixed = self._read_image(pair.moving_path), fixed_image.result()
         with _failure_noted(outcome):
-            moving, fixed = self._read_image(pair.moving_path), fixed_image.result()
             outcome.read_seconds = moving.seconds + fixed.seconds
             require_same_grid(fixed.grid, moving.grid, pair.fixed_path, pair.moving_path)
             outcome.moving, outcome.fixed, outcome.grid = moving.data, fixed.data, fixed.grid

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from scipy.ndimage import binary_dilation
 from dmir.errors import DmirError, InputError, suggestion
 from dmir.fields import load_field
 from dmir.methods.geometry import geometry
+from dmir.storage import temporary_folder
 from dmir.volumes import Volume
 
 METRICS = ("CC", "mattes", "meansquares")
@@ -85,7 +85,7 @@ def register(
     if mask_margin is not None:
         options = {"mask": images[0].new_image_like(_foreground(fixed.data, mask_margin)), "mask_all_stages": True}
     # ANTs finds its results by the names' beginning: anything that lies there already would be taken for one
-    with tempfile.TemporaryDirectory(prefix="syn-") as folder, _environment(SEED, str(seed)):
+    with temporary_folder("syn-") as folder, _environment(SEED, str(seed)):
         try:
             result = ants.registration(
                 *images,

@@ -14,6 +14,7 @@ from dmir.fields import load_field, pair_field
 from dmir.metrics.score import TOPOLOGY, score_pair
 from dmir.preprocess.truth import truth_of_pair
 from dmir.structures import StructureSet, load_structures
+from dmir.tables import read_table
 from dmir.volumes import Grid, Volume, describe_grid, read_labels, same_grid
 
 PAIR_KEYS = ("cohort", "method", "model", "moving", "fixed")
@@ -120,7 +121,7 @@ def score_shard(
     # a scan may be called 007, and an empty reason is no missing one
     numbers = {name: [""] for name in ("seconds", "read_seconds", "write_seconds", "peak_memory_mb")}
     texts = dict.fromkeys((*PAIR_KEYS, "status", "reason", "device"), str)
-    registered = pd.read_csv(records, keep_default_na=False, na_values=numbers, dtype=texts)
+    registered = read_table(records, keep_default_na=False, na_values=numbers, dtype=texts)
     wanted = None if pairs is None else {(moving, fixed) for moving, fixed in pairs}
     for row in registered.to_dict("records"):
         record = {str(key): value for key, value in row.items()}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dmir.errors import InputError
+from dmir.errors import InputError, damaged
 from dmir.preprocess.ants_images import FLIP, single_threaded_ants, to_ants
 from dmir.preprocess.resample import resample
+from dmir.storage import temporary_folder
 from dmir.volumes import Grid, Volume, atomic_path
 
 NAME = "AffineTransform_double_3_3"  # ITK's name of the transform, which is also the key in its .mat files
@@ -60,7 +60,7 @@ def estimate_affine(
     before = ants.config._random_seed
     ants.config._random_seed = seed
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder("affine-") as folder:
             options: dict[str, Any] = {"aff_random_sampling_rate": sampling, "aff_metric": "mattes"}
             options |= {"aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)}
             rigid = ants.registration(
@@ -131,9 +131,8 @@ def read_affine(path: str | Path) -> np.ndarray:
     try:
         content = {key: value.ravel() for key, value in loadmat(str(path), appendmat=False).items() if key[0] != "_"}
     except Exception as error:  # scipy raises several unrelated kinds for what is no .mat file
-        raise InputError(
-            path, found=f"a file that cannot be read ({type(error).__name__})", expected=expected
-        ) from error
+        found, remedy = f"a file that cannot be read ({type(error).__name__})", "It may be truncated: make it again."
+        raise damaged(path, found=found, expected=expected, remedy=remedy) from error
     parameters = next((value for key, value in content.items() if key.startswith(("Affine", "MatrixOffset"))), None)
     if parameters is None or parameters.size != 12 or content.get("fixed", np.empty(0)).size != 3:
         raise InputError(path, found=f"entries {sorted(content)}", expected=expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from dmir.fields import load_field, save_field
 from dmir.preprocess.scan import preprocess_atlas, preprocess_scan, read_preprocessed
 from dmir.preprocess.truth import truth_on_grid
 from dmir.structures import load_label_map, load_structures, remap_labels
+from dmir.tables import read_record
 from dmir.volumes import Volume, read_image, read_labels, read_mask, require_same_grid, with_orientation, write_volume
 
 
@@ -129,7 +129,7 @@ def quality_table(files: Mapping[str, str | Path]) -> pd.DataFrame:
     """
     rows = []
     for scan, path in files.items():
-        quality = json.loads(Path(path).read_text())
+        quality = read_record(path)
         steps = quality.pop("seconds")
         flags, ok = "; ".join(quality.pop("flags")), quality.pop("ok")
         seconds = {

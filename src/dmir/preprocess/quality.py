@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmir.structures import StructureSet
+from dmir.tables import read_record
 from dmir.volumes import Volume
 
 LEAST_OVERLAP = 0.85  # Dice of the brain masks after the affine
@@ -94,7 +94,7 @@ def _swapped_sides(labels: Volume, structures: StructureSet) -> tuple[int, int]:
 
 def flagged_scans(files: Iterable[str | Path]) -> dict[str, str]:
     """Return the flagged ones among some scans, with the reasons; the files are ``<scan>/quality.json``."""
-    found = {Path(path).parent.name: json.loads(Path(path).read_text())["flags"] for path in files}
+    found = {Path(path).parent.name: read_record(path)["flags"] for path in files}
     return {scan: "; ".join(flags) for scan, flags in found.items() if flags}
 
 

@@ -21,6 +21,7 @@ from dmir.preprocess.quality import assess
 from dmir.preprocess.resample import resample
 from dmir.preprocess.skull_strip import brain_mask
 from dmir.structures import StructureSet
+from dmir.tables import read_record
 from dmir.volumes import (
     Grid,
     Volume,
@@ -78,7 +79,7 @@ def read_preprocessed(folder: str | Path) -> Preprocessed:
         labels=read_labels(labels, "preprocessed labels") if labels.is_file() else None,
         mask=Volume(image.data > 0, image.affine),
         affine=read_affine(folder / "affine.mat"),
-        quality=json.loads((folder / "quality.json").read_text()),
+        quality=read_record(folder / "quality.json"),
     )
 
 

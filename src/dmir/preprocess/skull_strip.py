@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from dmir.errors import InputError, suggestion
+from dmir.storage import temporary_folder
 from dmir.volumes import Volume, read_mask, reorient, require_same_grid, same_grid, write_volume
 
 METHODS = ("mask", "none", "deepbet")
@@ -88,7 +88,7 @@ def _deepbet(image: Volume, where: str) -> Volume:
             expected="the package deepbet",
             remedy="Install it (pip install deepbet), or set skull_strip to 'mask' or 'none'.",
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("deepbet-") as folder:
         scan, result = Path(folder) / "scan.nii.gz", Path(folder) / "mask.nii.gz"
         write_volume(scan, image, np.float32)
         run_bet([str(scan)], mask_paths=[str(result)], no_gpu=True, skip_broken=False)

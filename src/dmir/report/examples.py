@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmir.errors import InputError
+from dmir.errors import InputError, damaged
 from dmir.fields import load_field, warp, warp_labels
 from dmir.metrics import dice
 from dmir.volumes import atomic_path, read_image, read_labels
@@ -166,7 +166,7 @@ def load_example(path: str | Path) -> Example:
                 **texts,
             )
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
+        raise damaged(
             path,
             found=f"a file that cannot be read as an example ({type(error).__name__})",
             expected="a complete .npz that save_example wrote",

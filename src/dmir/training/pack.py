@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from dmir.errors import DmirError, InputError, suggestion
+from dmir.errors import DmirError, InputError, StorageError, damaged, suggestion
 from dmir.volumes import Grid, atomic_path, read_image, read_labels, require_same_grid
 
 log = logging.getLogger(__name__)
@@ -423,9 +423,11 @@ def _widen(file: BinaryIO, done: int, shape: tuple[int, ...], kinds: tuple[np.dt
 def _errors_of_writing(folder: Path, room: int) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
         raise DmirError(
-            f"{folder}: the scans cannot be packed there ({error.strerror or error}). The pack takes"
+            f"{folder}: the scans cannot be packed there ({reason}). The pack takes"
             f" {room / 1e9:.2f} GB; nothing of it was left behind. Make room, or choose another folder."
         ) from None
 
@@ -484,7 +486,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _no_record(path: Path, found: str) -> InputError:
     expected = "the record of a pack of scans, which is written last"
-    return InputError(path, found=found, expected=expected, remedy=f"The packing may have been stopped. {AGAIN}")
+    return damaged(path, found=found, expected=expected, remedy=f"The packing may have been stopped. {AGAIN}")
 
 
 def _map(path: Path, size: Any, shape: tuple[int, ...], kinds: Sequence[np.dtype]) -> np.memmap:
@@ -493,12 +495,12 @@ def _map(path: Path, size: Any, shape: tuple[int, ...], kinds: Sequence[np.dtype
         raise InputError(path, found="no such file", expected="the array of a pack", remedy=AGAIN)
     if (actual := path.stat().st_size) != size:
         remedy = f"The file was cut, or replaced. {AGAIN}"
-        raise InputError(path, found=f"{actual} bytes", expected=f"{size} bytes", remedy=remedy)
+        raise damaged(path, found=f"{actual} bytes", expected=f"{size} bytes", remedy=remedy)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(path, found=f"no array ({error})", expected="an array in numpy's format") from None
+        raise damaged(path, found=f"no array ({error})", expected="an array in numpy's format", remedy=AGAIN) from None
     if array.shape != shape or array.dtype not in kinds or not array.flags.c_contiguous:
         found = f"{array.dtype} of shape {array.shape}"
-        raise InputError(path, found=found, expected=f"{kinds[0]} of shape {shape}, in C order", remedy=AGAIN)
+        raise damaged(path, found=found, expected=f"{kinds[0]} of shape {shape}, in C order", remedy=AGAIN)
     return array

@@ -20,7 +20,7 @@ from torch import nn
 
 import dmir
 from dmir import networks
-from dmir.errors import InputError
+from dmir.errors import InputError, damaged
 from dmir.volumes import MAXIMUM_VOXELS, Grid, atomic_path
 
 FORMAT = 1
@@ -127,7 +127,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, t
             text = (file.metadata() or {}).get(KEY)
             held = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise InputError(
+        raise damaged(
             path,
             found=f"a file that is not safetensors, or is cut short ({error})",
             expected=expected,
