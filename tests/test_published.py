@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from itertools import pairwise
 
 import nibabel as nib
@@ -472,6 +473,23 @@ def test_a_file_that_is_none_or_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "weights.pt").write_text("weights")
     with pytest.raises(InputError, match="cannot be read as tensors"):
         read_state(tmp_path / "weights.pt")
+
+
+def test_a_damaged_byte_and_a_compressed_archive_are_refused(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"layer.weight": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    position = content.index(np.float32(500).tobytes())
+    path.write_bytes(content[:position] + b"\xff" + content[position + 1 :])
+    assert torch.load(path, weights_only=True)["layer.weight"][500] != 500  # torch itself does not see it
+    with pytest.raises(InputError, match=r"a damaged archive \(the checksum of weights/data/0 is another\).* Fetch"):
+        read_state(path)
+    torch.save({"layer.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small:
+        for part in stored.infolist():
+            small.writestr(part.filename, stored.read(part))
+    with pytest.raises(InputError, match="compressed parts"):
+        read_state(tmp_path / "small.pt")
 
 
 @pytest.mark.parametrize(

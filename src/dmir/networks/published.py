@@ -12,6 +12,7 @@ how their axes lie, their grid, and the range of their intensities are those of 
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dmir.archives import check_archive
 from dmir.errors import InputError
 from dmir.networks.swin import relative_position_index
 
@@ -81,12 +83,14 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     InputError
-        The file is missing or cut short, needs code to be read, or holds no state dict.
+        The file is missing, cut short or damaged, needs code to be read, or holds no state dict.
     """
     path = Path(path)
     expected = "published weights: a state dict of tensors, saved by torch"
     if not path.is_file():
         raise InputError(path, found="no such file", expected=expected, remedy="Check the path.")
+    if zipfile.is_zipfile(path):  # else of a torch before 1.6: a plain pickle, without checksums
+        _require_whole(path, expected)
     try:
         with torch.serialization.safe_globals(_numbers()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -106,6 +110,14 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise InputError(path, found=f"a {type(content).__name__} of other things", expected=expected)
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
+
+
+def _require_whole(path: Path, expected: str) -> None:
+    try:
+        check_archive(path)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        found = f"a damaged archive ({error})"
+        raise InputError(path, found=found, expected=expected, remedy="Fetch the file again.") from error
 
 
 def convert(state: State, network: nn.Module) -> dict[str, torch.Tensor]:

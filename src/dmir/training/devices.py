@@ -2,8 +2,12 @@
 
 A scheduler's count of GPUs says how many jobs run at once, not which card each of them gets: left alone, all of them
 take the first one. So each process takes a lease of a card before it touches CUDA: a lock on one file per card. The
-kernel drops the lock when the process ends, however it ends, so a killed job never leaves a card behind. Under a
-batch system that has already assigned cards (``CUDA_VISIBLE_DEVICES``) nothing is done.
+kernel drops the lock when the process ends, however it ends, so a killed job never leaves a card behind. A batch
+system's job has the cards that it was assigned (``CUDA_VISIBLE_DEVICES``), without a lease, and no others: what the
+driver lists beside them is other people's.
+
+A card that should be there and is not ends the work with a message (:class:`GpuUnusable`). It never goes on on the
+CPU by itself: that would take weeks, and give other numbers than the rest of a comparison.
 
 The lease is a gentlemen's agreement between processes of this library on one machine; the folder of its lock files
 (``GPU_LEASE_DIR``, default in the temporary folder) must not be on a network file system.
@@ -17,12 +21,13 @@ import functools
 import logging
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID", "JOB_ID")
+COUNTED_CARDS_VARIABLES = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # set for jobs that have cards
+NO_CARDS = ("", "-1", "NoDevFiles")  # entries of CUDA_VISIBLE_DEVICES that are none
+NO_DEVICES_FOUND = 6  # nvidia-smi's status: the driver works, and there is no GPU
+ON_THE_CPU = "An empty GPU_POOL in the environment (`GPU_POOL= snakemake ...`) says that the CPU is to be used."
+GPU_FAILURE = re.compile(r"CUDA (driver )?error|cuDNN error|CU(DNN|BLAS|FFT|SOLVER)_STATUS_|NCCL")  # in torch's words
 _leased: dict[str, int] = {}  # card -> descriptor of its locked file, held until the process ends
 
 
@@ -41,25 +51,63 @@ class NoFreeCard(DmirError):
     """No GPU became free within the time that the caller was ready to wait."""
 
 
+class GpuUnusable(DmirError):
+    """A GPU that should be there is not, or has stopped working."""
+
+
 def visible_cards() -> list[str]:
     """Return the cards to choose from: ``GPU_POOL``, else ``CUDA_VISIBLE_DEVICES``, else all that the driver lists.
 
     The driver's list holds UUIDs, which name the same card whatever ``CUDA_DEVICE_ORDER`` says. An empty list means
-    that there is no GPU here.
+    that there is no GPU here. In a job of a batch system the driver is not asked.
+
+    Raises
+    ------
+    GpuUnusable
+        The driver is there and fails, as it does when a card is lost; or a batch system counts this job's cards
+        without saying which they are.
     """
     listed = os.environ.get("GPU_POOL", os.environ.get("CUDA_VISIBLE_DEVICES"))
     if listed is not None:
-        return [card.strip() for card in listed.split(",") if card.strip() not in ("", "-1", "NoDevFiles")]
+        return _cards_in(listed)
+    if batch_system() is None:
+        return _cards_of_driver()
+    counted = [variable for variable in COUNTED_CARDS_VARIABLES if os.environ.get(variable, "0") != "0"]
+    if counted:
+        raise GpuUnusable(
+            f"The batch system gave this job GPUs ({counted[0]}={os.environ[counted[0]]}) without saying which: "
+            "CUDA_VISIBLE_DEVICES is not set. Name the node's cards in GPU_POOL, for jobs of this pipeline to lease, "
+            f"or have the cluster's gres.conf name their device files. {ON_THE_CPU}"
+        )
+    return []
+
+
+def batch_system() -> str | None:
+    """Return the variable that tells that this is a batch system's job; None where it is none."""
+    return next((variable for variable in BATCH_JOB_VARIABLES if variable in os.environ), None)
+
+
+def _cards_in(listed: str) -> list[str]:
+    return [card.strip() for card in listed.split(",") if card.strip() not in NO_CARDS]
+
+
+def _cards_of_driver() -> list[str]:
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, timeout=60
         )
-    except (OSError, subprocess.SubprocessError):
+    except FileNotFoundError:
         return []
+    except (OSError, subprocess.SubprocessError) as error:
+        raise GpuUnusable(f"The GPUs' driver does not answer ({error}). {ON_THE_CPU}") from None
+    if answer.returncode == NO_DEVICES_FOUND:
+        return []
+    if answer.returncode:
+        told = " ".join((answer.stdout + answer.stderr).split())[:300]
+        raise GpuUnusable(
+            f"The GPUs' driver does not work (nvidia-smi: {told or f'status {answer.returncode}'}). A card that is lost"
+            f" comes back when the machine is started anew; GPU_POOL=... names those to use without it. {ON_THE_CPU}"
+        )
     return answer.stdout.split()
 
 
@@ -87,12 +135,14 @@ def lease_cards(count: int = 1, timeout: float | None = None) -> list[str]:
         More cards are asked for than the machine has, or than a batch system gave.
     NoFreeCard
         The time is over.
+    GpuUnusable
+        The driver fails, or a batch system does not say which cards it gave.
     """
     if len(_leased) >= count:
         return list(_leased)
-    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if assigned and any(variable in os.environ for variable in BATCH_JOB_VARIABLES):
-        return _assigned(assigned.split(","), count)
+    assigned = _cards_in(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    if assigned and batch_system() is not None:
+        return _assigned(assigned, count)
     cards = visible_cards()
     if not cards:
         return []
@@ -192,7 +242,9 @@ def choose_device(device: str | torch.device | None = None, timeout: float | Non
     Raises
     ------
     InputError
-        A GPU is asked for and there is none that torch can use.
+        A GPU is asked for and there is none.
+    GpuUnusable
+        There should be one, and torch cannot use it.
     """
     return choose_devices(device, 1, timeout)[0]
 
@@ -206,6 +258,8 @@ def choose_devices(
     ------
     InputError
         More GPUs are asked for than the machine has, or one by its name and several at once.
+    GpuUnusable
+        There should be that many, and torch cannot use them.
     """
     import torch
 
@@ -235,10 +289,66 @@ def _free_cards(count: int, timeout: float | None) -> list[torch.device] | str:
         return [torch.device("cuda", torch.cuda.current_device())]
     cards = lease_cards(count, timeout)
     if not cards:
+        return _why_none()
+    if not torch.backends.cuda.is_built():
+        return "this torch is built without CUDA"
+    usable = torch.cuda.device_count()
+    if usable < count:
+        raise GpuUnusable(
+            f"GPU {', '.join(cards)}: torch can use {usable} of the {count} that this job is to have. "
+            f"{_driver_now()} Is the card still there, the driver recent enough for this torch, and "
+            f"GPU_POOL, where it is set, a list of cards that there are? {ON_THE_CPU}"
+        )
+    return [torch.device("cuda", number) for number in range(count)]
+
+
+def _why_none() -> str:
+    system = batch_system()
+    if system is None or "GPU_POOL" in os.environ:
         return "no GPU here"
-    if not torch.cuda.is_available():
-        return "torch cannot use the GPU (is it built for CUDA, and the driver recent enough?)"
-    return [torch.device("cuda", number) for number in range(min(count, len(cards)))]
+    return f"the batch system ({system} is set) has assigned no GPU to this job"
+
+
+def _driver_now() -> str:
+    """Return a sentence on the cards that the driver lists at this moment."""
+    try:
+        cards = _cards_of_driver()
+    except GpuUnusable as error:
+        return str(error)
+    return f"The driver lists {', '.join(cards) or 'no GPU'} now."
+
+
+@contextlib.contextmanager
+def gpu_failures_told(then: Callable[[], str]) -> Iterator[None]:
+    """Turn what torch says of a GPU that has stopped working into a message for the user.
+
+    After such an error nothing more can be computed on the card by this process. Memory that ran out is none.
+
+    Parameters
+    ----------
+    then
+        Returns a sentence that says how to go on.
+
+    Raises
+    ------
+    GpuUnusable
+        torch raised an ``AcceleratorError``, or a ``RuntimeError`` in the words of CUDA or its libraries.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, torch.AcceleratorError) and GPU_FAILURE.search(str(error)) is None:
+            raise
+        cards = ", ".join(_leased) or os.environ.get("CUDA_VISIBLE_DEVICES") or "in use"
+        told = str(error).strip().splitlines()[0].rstrip(". ")
+        raise GpuUnusable(
+            f"GPU {cards} stopped working: {told}. {_driver_now()} {then()} If it happens again on this card, leave it "
+            "out: GPU_POOL=... names those to use. Nothing goes on on the CPU by itself."
+        ) from error
 
 
 @functools.cache

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch import nn
 import dmir
 from dmir.errors import InputError
 from dmir.training.data import Scan
-from dmir.training.devices import choose_devices, device_name, set_threads
+from dmir.training.devices import ON_THE_CPU, GpuUnusable, choose_devices, device_name, gpu_failures_told, set_threads
 from dmir.training.loggers import HistoryLogger
 from dmir.training.pack import Pack
 from dmir.training.ranks import followers
@@ -126,6 +128,8 @@ def train(
         A file or an argument that cannot be used.
     TrainingDiverged
         The loss is no longer finite; the pair at fault is named.
+    GpuUnusable
+        A GPU is gone, or has stopped working; the last state is as it was kept.
     SystemExit, KeyboardInterrupt
         Stopped by SIGTERM, with code 143, or by Ctrl-C, after the running step was done and the state kept.
     """
@@ -159,8 +163,9 @@ def train(
         processes or len(targets),
         method,
     )
-    with session.running():
+    with gpu_failures_told(partial(_how_to_go_on, resume)), session.running():
         bank, built, state = session.prepare()
+        _require_same_kind_of_device(session, state)
         if state.step < chosen.steps:  # else it was killed between its last step and the writing of its results
             with followers(session.as_job() if session.processes > 1 else {}, session.processes):
                 session.fit(built, bank, state, Path(output))
@@ -189,9 +194,32 @@ def train(
 def follow(job: Mapping[str, Any], rank: int) -> None:
     """Do the steps of a training together with the process that leads it: :func:`dmir.training.ranks.main`."""
     session = Session.of_job(job, rank)
-    with session.running():
+    with gpu_failures_told(partial(_how_to_go_on, session.resume)), session.running():
         bank, built, state = session.prepare()
         session.fit(built, bank, state, None)
+
+
+def _how_to_go_on(resume: ResumeFile) -> str:
+    kept = resume.path is not None and resume.path.is_file()
+    then = "goes on from the last state that was kept" if kept else "starts this training anew"
+    return f"The same command, given again, {then}."
+
+
+def _require_same_kind_of_device(session: Session, state: TrainingState) -> None:
+    """Refuse to go on on the CPU with what a GPU began, unless the user says so; remember where it runs.
+
+    Raises
+    ------
+    GpuUnusable
+        The first steps were done on GPUs, and now there is none.
+    """
+    if session.device.type == "cuda":
+        state.gpu = {"gpus": session.processes}
+    elif 0 < state.step < session.settings.steps and state.gpu:
+        said = f"its first {state.step} steps were trained on a GPU, and now there is none"
+        if os.environ.get("GPU_POOL") != "":
+            raise GpuUnusable(f"{session.method or 'This training'}: {said}. Give it one again. {ON_THE_CPU}")
+        log.warning("going on on the CPU, as GPU_POOL says: %s", said)
 
 
 def _choose(network: nn.Module, state: TrainingState, settings: TrainingSettings, output: Path) -> TrainingResult:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dmir.errors import DmirError
+from dmir.archives import check_archive
+from dmir.errors import DmirError, StorageError
+from dmir.storage import told_as_storage
+from dmir.training.devices import GPU_FAILURE
 from dmir.volumes import atomic_path
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,14 @@ log = logging.getLogger(__name__)
 def writing(path: str | Path, what: str) -> Iterator[None]:
     """Tell as a DmirError, in a user's words, that a file cannot be written: the disk is full, or read-only."""
     try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch tells of a full disk by a RuntimeError
-        reason = " ".join(str(error).split())[:200]
+        with told_as_storage(path):
+            yield
+    except (StorageError, OSError, RuntimeError, SafetensorError) as error:  # torch has no words for it
+        if GPU_FAILURE.search(str(error)):  # it was the copy from the card that failed
+            raise
+        reason = error.reason if isinstance(error, StorageError) else " ".join(str(error).split())[:200]
         raise DmirError(
-            f"{path}: {what} cannot be written ({reason}). Make room on this disk and start again: the training goes on"
+            f"{path}: {what} cannot be written: {reason}. Make room on this disk and start again: the training goes on"
             " from the last state that was written."
         ) from error
 
@@ -139,7 +144,7 @@ class ResumeFile:
         if self.path is None or not self.path.is_file():
             return TrainingState()
         try:
-            _check_archive(self.path)
+            check_archive(self.path)
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             settings = content.pop("settings")
             best = content.pop("best")
@@ -163,22 +168,6 @@ class ResumeFile:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that is larger than its file once it is read: torch itself stores tensors as they are.
-
-    Parts that overlap, or are compressed, could make terabytes of a small file. The checksums are looked at because
-    torch does not: one damaged byte can be another step, or another weight.
-    """
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        total, size = sum(part.file_size for part in parts), path.stat().st_size
-        if total > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise ValueError(f"{total} bytes in a file of {size}, or compressed parts")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"the checksum of {damaged} is another")
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
