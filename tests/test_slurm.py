@@ -1,4 +1,4 @@
-"""The pipeline on a real Slurm of one node with two counted GPUs: partitions, cards, retries, resuming, tables."""
+"""The pipeline on a real Slurm of one node with two counted GPUs: partitions, cards, retries, resuming, report."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from slurm_cluster import slurm_cluster, why_not
-from workflow_runs import checkout
+from workflow_runs import checkout, write_config
 
 ON_GPUS = {"train", "register_network"}
 BEFORE_TRAINING = {
@@ -40,6 +40,8 @@ TINY = {
     "training": {"steps": 4, "validate_every": 2, "learning_rate": 1e-3, "window": 5},
     "settings": {"voxelmorph": {"network": {"encoder": [4, 8, 8, 8], "decoder": [8, 8, 8, 8, 8, 4, 4]}}},
 }
+# two trainings that want both cards each; they compute on the CPU, in one process
+WIDE = {**TINY, "seeds": [4, 5], "training": {**TINY["training"], "batch_size": 2, "gpus": 2}}
 # the profile as it is, but for how often the queue is asked, and for as many threads as the local run has
 PROFILE = ["--workflow-profile", "profiles/slurm", "--set-threads", "train=1", "--slurm-no-account"]
 PATIENCE = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
@@ -57,17 +59,17 @@ if reason := reason_to_skip():
     pytest.skip(f"no Slurm here: {reason}", allow_module_level=True)
 
 
-def command(*arguments):
-    return [str(Path(sys.executable).parent / "snakemake"), *TARGETS, *arguments]
+def command(*arguments, targets=TARGETS):
+    return [str(Path(sys.executable).parent / "snakemake"), *targets, *arguments]
 
 
-def start(folder, cluster, log, *arguments):
+def start(folder, cluster, log, *arguments, targets=TARGETS):
     """Start Snakemake with the profile for Slurm, in a process group of its own."""
     # were Snakemake to lease cards although Slurm has given them, it would choose among these
     variables = {"PYTHONPATH": "", "GPU_POOL": "0,1", "GPU_LEASE_DIR": str(cluster.folder / "lease")}
     with log.open("wb") as file:
         return subprocess.Popen(
-            command(*PROFILE, *SOON, *arguments),
+            command(*PROFILE, *SOON, *arguments, targets=targets),
             cwd=folder,
             env={**cluster.environment, **variables},
             stdout=file,
@@ -108,7 +110,8 @@ def local(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory):
-    """Two runs: in the first all jobs were cancelled during the trainings, in the second one ran out of time."""
+    """Three runs: in the first all jobs were cancelled during the trainings, in the second one ran out of time and
+    the report was made, and in the third trainings had two cards each."""
     folder = checkout(tmp_path_factory.mktemp("slurm"), TINY)
     state = Path(tempfile.mkdtemp(prefix="dmir-slurm-"))
     processes = []
@@ -119,12 +122,16 @@ def clustered(tmp_path_factory):
             before = {path: path.stat().st_mtime_ns for path in done_before_training(folder)}
             submitted = len(cluster.submissions())
             second = run_with_a_hung_training(folder, cluster, processes)
+            narrow = len(cluster.submissions())
+            third = run_with_two_cards_each(folder, cluster, processes)
+            submissions = cluster.submissions()
             yield {
                 "folder": folder,
                 "first": first,
                 "second": second,
+                "third": third,
                 "before": before,
-                "submissions": (cluster.submissions()[:submitted], cluster.submissions()[submitted:]),
+                "submissions": (submissions[:submitted], submissions[submitted:narrow], submissions[narrow:]),
                 "cards": cluster.cards(),
                 "leases": list(state.glob("lease/*")),
                 "state": cluster.state(second["hung"]),
@@ -149,10 +156,10 @@ def cancelled_run(folder, cluster, processes):
 
 
 def run_with_a_hung_training(folder, cluster, processes):
-    """Run to the end; stop one training's processes and let its time be over."""
+    """Run to the report; stop one training's processes and let its time be over."""
     log = folder / "second.log"
     already = len(cluster.submissions())
-    processes.append(start(folder, cluster, log))
+    processes.append(start(folder, cluster, log, targets=[*TARGETS, "results/report.html"]))
 
     def trainings():
         submitted = {one.job for one in cluster.submissions()[already:] if one.rule == "train"}
@@ -166,13 +173,22 @@ def run_with_a_hung_training(folder, cluster, processes):
     return {"returned": returned, "text": log.read_text(), "hung": hung}
 
 
+def run_with_two_cards_each(folder, cluster, processes):
+    """Train again with other seeds, each training on two cards."""
+    log = folder / "third.log"
+    write_config(folder, WIDE)
+    processes.append(start(folder, cluster, log, targets=["train_all"]))
+    returned = processes[-1].wait(timeout=900)
+    return {"returned": returned, "text": log.read_text()}
+
+
 def test_the_cancelled_run_fails_and_the_second_one_ends_well(clustered):
     assert clustered["first"]["returned"] != 0
     assert clustered["second"]["returned"] == 0, clustered["second"]["text"][-6000:]
 
 
 def test_every_rule_is_on_its_partition_with_its_cards(clustered):
-    submissions = list(itertools.chain(*clustered["submissions"]))
+    submissions = list(itertools.chain(*clustered["submissions"][:2]))
     assert {one.rule for one in submissions} >= ON_GPUS | BEFORE_TRAINING | {"register_classical", "score_shard"}
     for one in submissions:
         assert (one.partition, one.gpus) == (("gpu", 1) if one.rule in ON_GPUS else ("cpu", 0)), one
@@ -180,7 +196,8 @@ def test_every_rule_is_on_its_partition_with_its_cards(clustered):
 
 def test_no_card_is_held_by_two_jobs_and_two_are_held_at_once(clustered):
     held = clustered["cards"]
-    assert all(len(one.cards) == 1 for one in held)
+    wide = {one.job for one in clustered["submissions"][2]}
+    assert all(len(one.cards) == (2 if one.job in wide else 1) for one in held)
     assert set().union(*(one.cards for one in held)) == {"0", "1"}
     together = 0
     for one, other in itertools.combinations(held, 2):
@@ -189,6 +206,25 @@ def test_no_card_is_held_by_two_jobs_and_two_are_held_at_once(clustered):
         assert not (overlap and one.cards & other.cards), (one, other)
     assert together >= 1, held
     assert not clustered["leases"]  # Slurm has given the cards: no lease of one's own beside that
+
+
+def test_a_training_that_asks_for_two_cards_has_both(clustered):
+    assert clustered["third"]["returned"] == 0, clustered["third"]["text"][-6000:]
+    submitted = clustered["submissions"][2]
+    assert [(one.rule, one.partition, one.gpus) for one in submitted] == [("train", "gpu", 2)] * 2
+    held = {one.job: one.cards for one in clustered["cards"]}
+    assert [held[one.job] for one in submitted] == [{"0", "1"}] * 2
+    for seed in WIDE["seeds"]:
+        log = clustered["folder"] / f"results/logs/train/simulated/voxelmorph/seed{seed}.log"
+        assert "GPU 0, 1 assigned by the batch system" in log.read_text()
+
+
+def test_figures_and_the_report_are_made_in_the_same_job_as_the_tables(clustered):
+    folder = clustered["folder"]
+    assert "simulated" in (folder / "results/report.html").read_text()
+    assert list((folder / "results/figures").glob("qualitative_simulated_*.svg"))
+    submitted = {one.rule for one in clustered["submissions"][1]}
+    assert not submitted & {"report_page", "qualitative", "contours", "training_curves", "critical_difference"}
 
 
 def test_what_was_done_before_everything_was_cancelled_is_not_done_again(clustered):
@@ -211,7 +247,7 @@ def test_a_training_killed_for_its_time_is_submitted_again_with_more_and_ends_we
 
 
 def test_many_short_jobs_are_few_submissions(clustered):
-    first, second = clustered["submissions"]
+    first, second, _ = clustered["submissions"]
     simulated = [one.tasks for one in first if one.rule == "simulate_scan"]
     assert simulated == [4]  # an array
     groups = [one for one in second if one.rule.startswith("report_")]
