@@ -19,7 +19,7 @@ from dmir.planning.costs import STARTUP, registration_seconds, scoring_seconds
 from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
 from dmir.planning.plan import disk_parts
 from dmir.planning.quota import FieldShard
-from dmir.planning.shards import MOST_SHARDS, by_scan, pairs_per_shard, shard_sizes, shards_of
+from dmir.planning.shards import MOST_FIELDS, MOST_SHARDS, by_scan, pairs_per_shard, shard_sizes, shards_of
 
 ROOT = Path(__file__).parents[1]
 PAIRS = [(f"scan-{k}", f"atlas-{j}") for j in range(4) for k in range(145)]
@@ -75,6 +75,11 @@ def test_a_small_test_set_is_one_job_and_a_huge_one_has_a_thousand(paper):
     names = list(shards_of(paper, "syn", [("a", str(k)) for k in range(50_000)]))
     assert (names[0], names[-1], names == sorted(names)) == ("shard000", "shard999", True)
     assert shard_sizes(paper, "affine", 0) == []
+
+
+def test_the_fields_of_a_shard_do_not_fill_a_disk(paper):
+    one = 3 * 4 * 160 * 192 * 224
+    assert max(max(shard_sizes(paper, method, 580)) for method in paper.methods) * one <= MOST_FIELDS
 
 
 def test_a_number_of_pairs_means_what_it_says(paper):

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from dmir.config import Config
-from dmir.planning.costs import STARTUP, registration_seconds, scoring_seconds
+from dmir.planning.costs import STARTUP, field_bytes, registration_seconds, scoring_seconds
 
 Pair = tuple[str, str]
 REGISTRATION = 50 * STARTUP
 """Seconds that a registration job takes at least, where there are so many pairs: its start is a fiftieth of it."""
 SCORING = STARTUP
 """Seconds that a scoring job takes at least, which reads the fields of one shard."""
+MOST_FIELDS = 4 * 10**9
+"""Bytes of one shard's fields: they lie on the disk until all of them are scored, for every job that runs at once."""
 MOST_SHARDS = 1000
 """Of one method and cohort: a workflow of more jobs takes minutes to be put in order."""
 
@@ -35,13 +37,15 @@ def pairs_per_shard(configuration: Config, method: str) -> int:
 def shard_sizes(configuration: Config, method: str, pairs: int) -> list[int]:
     """Return the number of pairs in each shard of a method and cohort: ``pairs_per_job``, or else computed.
 
-    Computed ones have the size of :func:`pairs_per_shard` or a little more, so that none is shorter than it should be;
-    few pairs are one shard, and no cohort has more than :data:`MOST_SHARDS`.
+    Computed ones have the size of :func:`pairs_per_shard` or a little more, so that none is shorter than it should be,
+    but their fields take no more than :data:`MOST_FIELDS`. Few pairs are one shard, and no cohort has more than
+    :data:`MOST_SHARDS`.
     """
     size = configuration.pairs_per_job
     if size is not None:
         return [min(size, pairs - first) for first in range(0, pairs, size)]
-    count = min(pairs, MOST_SHARDS, max(1, pairs // pairs_per_shard(configuration, method)))
+    fewest = math.ceil(pairs / max(1, MOST_FIELDS // field_bytes(configuration)))
+    count = min(pairs, MOST_SHARDS, max(fewest, pairs // pairs_per_shard(configuration, method)))
     return [pairs * (k + 1) // count - pairs * k // count for k in range(count)]
 
 
