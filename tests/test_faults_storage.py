@@ -4,15 +4,17 @@ One line tells what is the matter, and the same command goes on, to the tables o
 """
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
 
 import nibabel as nib
 import pandas as pd
 import pytest
-from workflow_runs import ROOT, SMALL, TARGETS, checkout, final_tables, snakemake
+from workflow_runs import ROOT, SMALL, TARGETS, checkout, final_tables, snakemake, start, wait_for
 
 pytestmark = pytest.mark.faults
 COHORT = "simulated"
@@ -302,3 +304,62 @@ def test_no_duration_and_no_time_out_is_read_from_the_clock_on_the_wall():
             if isinstance(node, ast.ImportFrom) and node.module == "time":
                 used |= {(path.relative_to(ROOT).as_posix(), f"from time import {name.name}") for name in node.names}
     assert used <= ALLOWED, used - ALLOWED
+
+
+BACKWARD = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+/* one hour less, as soon as a certain file is there */
+static void turn_back(time_t *seconds) {
+    if (!access(getenv("CLOCK_JUMPS_WITH"), F_OK)) *seconds -= 3600;
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int status = real(clock, now);
+    if (!status && clock == CLOCK_REALTIME) turn_back(&now->tv_sec);
+    return status;
+}
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *at) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (at) *at = exact.tv_sec;
+    return exact.tv_sec;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc, to turn back the clock of a run's processes")
+def test_a_clock_that_jumps_back_while_methods_train_and_register(undisturbed, tmp_path):
+    (tmp_path / "clock.c").write_text(BACKWARD)
+    library = tmp_path / "clock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
+    folder = copy(undisturbed, tmp_path / "run", "models/*", "registered/*", "scores/*", "tables/*")
+    log = tmp_path / "run.log"
+    begun = time.monotonic()
+    run = start(folder, log, *TARGETS, LD_PRELOAD=str(library), CLOCK_JUMPS_WITH=str(tmp_path / "now"))
+    wait_for(lambda: list(folder.glob("results/models/simulated/.resume/*/last.ckpt")), run, log)
+    (tmp_path / "now").touch()
+    assert run.wait(timeout=1200) == 0, log.read_text()[-6000:]
+    took = time.monotonic() - begun
+    said = (folder / "results/logs/train/simulated/voxelmorph/seed1.log").read_text()
+    moments = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", said, re.MULTILINE)
+    assert moments[-1] < moments[0], "the clock did not jump while the network was trained"
+    assert final_tables(folder) == final_tables(undisturbed)
+    table = pd.read_csv(folder / "results/tables/comparison.csv")
+    assert table["seconds"].between(0, took).all()
+    trained = json.loads((folder / "results/models/simulated/voxelmorph/seed1/training.json").read_text())
+    assert 0 < trained["seconds"] < took
+    assert nothing_to_do(folder)
