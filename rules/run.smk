@@ -41,7 +41,7 @@ def begin():
     checked(require_past, users_files())
     notes = begin_run(Path(".snakemake"), os.environ.get("DMIR_COMMAND", ""))
     atexit.register(end_run)
-    ahead = settle_times(configuration.results)
+    ahead = checked(settle_times, configuration.results)
     if ahead:
         notes.append(
             f"Note: files such as {ahead[0]} ({len(ahead)} in all) had times of change in the future, as after a clock"

@@ -198,6 +198,19 @@ def test_times_of_the_future_become_the_present_in_their_order(tmp_path):
     assert settle_times(tmp_path, now) == []
 
 
+def test_times_that_cannot_be_changed_are_told(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.touch()
+    os.utime(path, (3e9, 3e9))
+
+    def refused(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "utime", refused)
+    with pytest.raises(StorageError, match=rf"{path}: the file system is read-only"):
+        settle_times(tmp_path, now=1e9)
+
+
 def test_a_users_file_of_the_future_is_named_with_what_to_do(tmp_path):
     path = tmp_path / "scan 1.nii"
     path.touch()

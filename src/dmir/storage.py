@@ -178,6 +178,11 @@ def settle_times(folder: str | Path, now: float | None = None) -> list[Path]:
         The pipeline's own results, never a user's data: see :func:`require_past`.
     now
         Seconds since 1970; by default what the clock says.
+
+    Raises
+    ------
+    StorageError
+        The times cannot be changed.
     """
     present = time.time() if now is None else now
     ahead = []
@@ -187,7 +192,8 @@ def settle_times(folder: str | Path, now: float | None = None) -> list[Path]:
                 ahead.append((changed, path))
     for place, (_, path) in enumerate(sorted(ahead)):
         moment = present - 1e-6 * (len(ahead) - place)
-        os.utime(path, (moment, moment), follow_symlinks=False)
+        with told_as_storage(path):
+            os.utime(path, (moment, moment), follow_symlinks=False)
     return [path for _, path in sorted(ahead)]
 
 
