@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,6 @@ import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "rules", "workflow", "src", "resources", "config", "profiles", "envs")
 RUNS = {"plain": [], "quiet": ["--quiet", "all"], "quota": ["--quiet", "rules", "--config", "disk_quota_gb=400"]}
 MANY = ("preprocess_scan", "train", "register_classical", "register_network", "score_shard")
 
@@ -90,25 +88,13 @@ def paper_of(folder: Path, scans: int) -> Path:
     return path
 
 
-def checkout(folder: Path) -> Path:
-    """Copy what Snakemake reads, so that nothing is written beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / part)
-    return folder
-
-
 def dry_run(folder: Path, config: Path, *arguments: str) -> dict[str, Any]:
-    """Return what one dry run took, and its jobs by rule."""
-    command = [str(Path(sys.executable).parent / "snakemake"), "-n", "--cores", "8", "--resources", "gpu=2"]
+    """Return what one dry run in a folder of its own took, and its jobs by rule."""
+    command = [str(Path(sys.executable).parent / "snakemake"), "--snakefile", str(ROOT / "Snakefile"), "-n"]
     log = folder / "dry-run.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*command, "--configfile", str(config), *arguments],
+            [*command, "--cores", "8", "--configfile", str(config), *arguments],
             cwd=folder,
             stdout=file,
             stderr=file,
@@ -142,11 +128,10 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory(prefix="scale-") as temporary:
-        folder = checkout(Path(temporary) / "checkout")
         for scans in options.scans:
             config = paper_of(Path(temporary) / f"data-{scans}", scans)
             for run in options.runs:
-                found = dry_run(folder, config, *RUNS[run])
+                found = dry_run(Path(temporary), config, *RUNS[run])
                 jobs = found["jobs"]
                 many = {name: jobs.get(name, 0) for name in MANY}
                 measured = {"cpu_s": round(found["cpu_s"], 1), "mb": round(found["mb"])}

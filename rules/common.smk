@@ -31,6 +31,7 @@ from dmir.config import CLASSICAL, Refinement, parse_config
 from dmir.config.reading import read_yaml
 from dmir.errors import DmirError
 from dmir.planning import quota, shards
+from dmir.planning.costs import voxels_of
 from dmir.planning.jobs import size_of_table
 from dmir.provenance import code_hash, code_record, file_hash, value_hash
 from dmir.report.published import DATASETS, published_folder
@@ -120,11 +121,7 @@ sizes = {
 }
 room_for_fields = checked(quota.room_for_fields, configuration, sizes)
 score_rows = quota.score_rows(configuration, sizes)
-voxels = (
-    configuration.grid.shape[0]
-    * configuration.grid.shape[1]
-    * configuration.grid.shape[2]
-)
+voxels = voxels_of(configuration.grid.shape)
 
 
 wildcard_constraints:
@@ -182,9 +179,7 @@ def registration_turns():
     return turns
 
 
-def models_of(method):
-    """Return the models that a method registers with: a network's and its refinement's are one a seed."""
-    return ["none"] if network_of(method) is None else models
+models_of = cache(configuration.models_of)
 
 
 def runs(methods):

@@ -1,10 +1,8 @@
 """A GPU that fails in the middle of a training. Card and failure are made up; the run is a real one."""
 
-import shutil
-
 import pytest
 import torch
-from workflow_runs import TARGETS, final_tables, snakemake
+from workflow_runs import TARGETS, copy_without, final_tables, snakemake
 
 pytestmark = pytest.mark.faults
 
@@ -30,12 +28,9 @@ if sys.orig_argv[-1].endswith(".train.py"):
 
 
 def test_a_training_whose_gpu_fails_says_so_and_the_same_command_goes_on(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed, folder, symlinks=True)
-    for part in ("models", "registered/simulated/voxelmorph", "scores/simulated/voxelmorph", "tables"):
-        shutil.rmtree(folder / "results" / part)  # what is there of the other methods stays
-    for gathered in (folder / "results" / "scores").glob("*.*"):
-        gathered.unlink()
+    # what is there of the other methods stays
+    gone = ("models", "registered/simulated/voxelmorph", "scores/simulated/voxelmorph", "scores/*.*", "tables")
+    folder = copy_without(undisturbed, tmp_path / "run", *gone)
     (folder / "src" / "sitecustomize.py").write_text(CARD_FAILS_ONCE)
     card = {"GPU_POOL": "first", "GPU_LEASE_DIR": str(tmp_path / "lease")}
 

@@ -14,24 +14,11 @@ import time
 import nibabel as nib
 import pandas as pd
 import pytest
-from workflow_runs import ROOT, SMALL, TARGETS, checkout, final_tables, snakemake, start, wait_for
+from workflow_runs import ROOT, SMALL, TARGETS, checkout, copy_without, final_tables, remove, snakemake, start, wait_for
 
 pytestmark = pytest.mark.faults
 COHORT = "simulated"
 PAGE = 4096  # bytes: what a file of one byte takes on a tmpfs
-
-
-def copy(folder, copied, *without):
-    """Copy a finished run with its times and Snakemake's records, without some of its results."""
-    subprocess.run(["cp", "-a", f"{folder}/.", str(copied)], check=True)
-    remove(copied, *without)
-    return copied
-
-
-def remove(folder, *patterns):
-    for pattern in patterns:
-        for path in folder.glob(f"results/{pattern}"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def mount(folder, megabytes):
@@ -52,7 +39,7 @@ def disk(undisturbed, tmp_path):
     (folder / "results").mkdir(parents=True)
     mount(folder / "results", 200)
     try:
-        yield copy(undisturbed, folder)
+        yield copy_without(undisturbed, folder)
     finally:
         subprocess.run(["umount", "--lazy", str(folder / "results")], check=True)
 
@@ -130,7 +117,7 @@ def test_a_full_disk_in_each_stage(disk, undisturbed):
 
 
 def test_a_full_temporary_folder_is_no_failed_pair(undisturbed, tmp_path):
-    folder = copy(undisturbed, tmp_path / "run", "registered/*/syn", "scores/*/syn", "scores/*.*", "tables/*")
+    folder = copy_without(undisturbed, tmp_path / "run", "registered/*/syn", "scores/*/syn", "scores/*.*", "tables/*")
     small = tmp_path / "small"
     small.mkdir()
     mount(small, 1)
@@ -190,7 +177,7 @@ def mend(folder, text):
 
 
 def test_a_file_of_the_pipelines_own_that_is_cut_short_is_made_anew(undisturbed, tmp_path):
-    folder = copy(undisturbed, tmp_path / "run", "scores/*.*", "tables/*")
+    folder = copy_without(undisturbed, tmp_path / "run", "scores/*.*", "tables/*")
     scores, image, model, packed = (
         "scores/simulated/affine/none/shard000.pairs.parquet",
         "preprocessed/simulated/sub-004/image.nii.gz",
@@ -260,7 +247,9 @@ def shift(folder, seconds):
 
 
 def test_a_clock_that_was_ahead_when_half_of_the_run_was_done(undisturbed, tmp_path):
-    folder = copy(undisturbed, tmp_path / "run", "registered/*/affine", "scores/*/affine", "scores/*.*", "tables/*")
+    folder = copy_without(
+        undisturbed, tmp_path / "run", "registered/*/affine", "scores/*/affine", "scores/*.*", "tables/*"
+    )
     shift(folder, DAY)
     text = snakemake(folder, *TARGETS)
     assert "times of change in the future" in text
@@ -271,7 +260,7 @@ def test_a_clock_that_was_ahead_when_half_of_the_run_was_done(undisturbed, tmp_p
 
 
 def test_a_clock_that_went_backward_between_two_stages(undisturbed, tmp_path):
-    folder = copy(undisturbed, tmp_path / "run")
+    folder = copy_without(undisturbed, tmp_path / "run")
     for stage, before in (("models", "preprocessed"), ("scores", "registered"), ("tables", "scores")):
         made = [path.stat().st_mtime for path in (folder / "results" / before).rglob("*") if path.is_file()]
         for path in (folder / "results" / stage).rglob("*"):
@@ -346,7 +335,7 @@ def test_a_clock_that_jumps_back_while_methods_train_and_register(undisturbed, t
     (tmp_path / "clock.c").write_text(BACKWARD)
     library = tmp_path / "clock.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
-    folder = copy(undisturbed, tmp_path / "run", "models/*", "registered/*", "scores/*", "tables/*")
+    folder = copy_without(undisturbed, tmp_path / "run", "models/*", "registered/*", "scores/*", "tables/*")
     log = tmp_path / "run.log"
     begun = time.monotonic()
     run = start(folder, log, *TARGETS, LD_PRELOAD=str(library), CLOCK_JUMPS_WITH=str(tmp_path / "now"))

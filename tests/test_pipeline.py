@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from workflow_runs import ROOT, checkout, environment, jobs, snakemake, start, wait_for, write_config
+from workflow_runs import ROOT, checkout, environment, jobs, lease_of, snakemake, start, wait_for, write_config
 
 SHARED = ROOT.parent / "shared" / "data"
 NETWORKS = ["voxelmorph", "vit_v_net", "transmorph", "xmorpher", "transmatch", "caml"]
@@ -206,15 +206,6 @@ def test_the_studies_are_targets_of_their_own_and_train_what_they_change_alone(f
     assert "Weight of the regularisation" in page and "ablation.csv" in page
     theirs = (folder / "results/snakemake-report.html").read_text()
     assert "lambda study" in theirs and "ablation" in theirs
-
-
-def lease_of(log):
-    """Return the cards that a job leased, and from when to when it was at work on them, from its log."""
-    text = log.read_text()
-    leased = re.search(r"^(\S+ \S+) GPU (.+) leased by process \d+ after", text, re.MULTILINE)
-    assert leased is not None, text
-    times = [pd.Timestamp(m.replace(",", ".")) for m in re.findall(r"^\d{4}-\S+ \d{2}:\S+", text, re.MULTILINE)]
-    return set(leased[2].split(", ")), pd.Timestamp(leased[1].replace(",", ".")), times[-1]
 
 
 def test_two_trainings_have_two_cards_and_one_that_wants_both_gets_both(finished, tmp_path):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pipeline import lease_of
-from workflow_runs import SMALL, checkout, environment
+from workflow_runs import SMALL, checkout, environment, lease_of
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("cohort", "preprocess", "train", "register", "evaluate", "report")

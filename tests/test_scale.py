@@ -205,7 +205,7 @@ def test_the_plan_tells_what_stays_and_what_peaks(paper, sizes):
 def test_the_paper_with_all_its_scans(scale, tmp_path):
     """445 test, training and atlas scans, ten methods, three seeds: so many jobs, in so little memory."""
     config = scale.paper_of(tmp_path / "data", 450)
-    found = scale.dry_run(scale.checkout(tmp_path / "checkout"), config)
+    found = scale.dry_run(tmp_path, config)
     assert found["mb"] < 1000
     counts, configuration = found["jobs"], read_config(config)
     sizes = {name: cohort_size(configuration, name) for name in used_cohorts(configuration)}

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from slurm_cluster import slurm_cluster, why_not
-from workflow_runs import checkout, write_config
+from workflow_runs import checkout, start_in_session, wait_for, write_config
 
 ON_GPUS = {"train", "register_network"}
 BEFORE_TRAINING = {
@@ -67,24 +66,8 @@ def start(folder, cluster, log, *arguments, targets=TARGETS):
     """Start Snakemake with the profile for Slurm, in a process group of its own."""
     # were Snakemake to lease cards although Slurm has given them, it would choose among these
     variables = {"PYTHONPATH": "", "GPU_POOL": "0,1", "GPU_LEASE_DIR": str(cluster.folder / "lease")}
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            command(*PROFILE, *SOON, *arguments, targets=targets),
-            cwd=folder,
-            env={**cluster.environment, **variables},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-
-def wait_until(condition, process, log, seconds=900):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended too early:\n{log.read_text()[-6000:]}"
-        assert time.monotonic() < end, f"waited in vain:\n{log.read_text()[-6000:]}"
-        time.sleep(0.5)
+    words = command(*PROFILE, *SOON, *arguments, targets=targets)
+    return start_in_session(words, folder, log, {**cluster.environment, **variables})
 
 
 def stop(process):
@@ -149,7 +132,12 @@ def cancelled_run(folder, cluster, processes):
     log = folder / "first.log"
     processes.append(start(folder, cluster, log, "--retries", "0"))
     at_work = folder / "results/logs/train/simulated/voxelmorph"
-    wait_until(lambda: len(cluster.running("gpu")) == 2 and len(list(at_work.glob("*.log"))) >= 2, processes[-1], log)
+    wait_for(
+        lambda: len(cluster.running("gpu")) == 2 and len(list(at_work.glob("*.log"))) >= 2,
+        processes[-1],
+        log,
+        seconds=900,
+    )
     cluster.call("scancel", "--user", "root")
     returned = processes[-1].wait(timeout=600)
     return {"returned": returned, "text": log.read_text()}
@@ -165,7 +153,7 @@ def run_with_a_hung_training(folder, cluster, processes):
         submitted = {one.job for one in cluster.submissions()[already:] if one.rule == "train"}
         return [job for job in cluster.running("gpu") if job in submitted]
 
-    wait_until(trainings, processes[-1], log)
+    wait_for(trainings, processes[-1], log, seconds=900)
     hung = trainings()[0]
     cluster.call("scancel", "--full", "--signal=STOP", hung)
     cluster.call("scontrol", "update", f"JobId={hung}", "EndTime=now")

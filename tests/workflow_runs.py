@@ -73,13 +73,17 @@ def hear_ctrl_c():
 
 def start(folder, log, *arguments, **variables):
     """Start a run in a process group of its own, as a terminal does."""
+    return start_in_session(command(*arguments), folder, log, environment(**variables))
+
+
+def start_in_session(words, folder, log, variables):
     with log.open("wb") as file:
         return subprocess.Popen(
-            command(*arguments),
+            words,
             cwd=folder,
             stdout=file,
             stderr=file,
-            env=environment(**variables),
+            env=variables,
             start_new_session=True,
             preexec_fn=hear_ctrl_c,
         )
@@ -88,14 +92,23 @@ def start(folder, log, *arguments, **variables):
 def wait_for(condition, process, log, seconds=400):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended too early:\n{log.read_text()[-4000:]}"
-        assert time.monotonic() < end, f"waited in vain:\n{log.read_text()[-4000:]}"
+        assert process.poll() is None, f"ended too early:\n{log.read_text()[-6000:]}"
+        assert time.monotonic() < end, f"waited in vain:\n{log.read_text()[-6000:]}"
         time.sleep(0.2)
 
 
 def jobs(text):
     """Return rule -> how often, from what a dry run prints."""
     return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", text, re.MULTILINE) if m[1] != "total"}
+
+
+def lease_of(log):
+    """Return the cards that a job leased, and from when to when it was at work on them, from its log."""
+    text = log.read_text()
+    leased = re.search(r"^(\S+ \S+) GPU (.+) leased by process \d+ after", text, re.MULTILINE)
+    assert leased is not None, text
+    times = [pd.Timestamp(m.replace(",", ".")) for m in re.findall(r"^\d{4}-\S+ \d{2}:\S+", text, re.MULTILINE)]
+    return set(leased[2].split(", ")), pd.Timestamp(leased[1].replace(",", ".")), times[-1]
 
 
 def final_tables(folder):
@@ -111,12 +124,23 @@ def _without_what_was_measured(path):
 STAGES = ("cohorts", "preprocessed", "models", "registered", "scores", "tables")
 
 
+def copy_without(finished, folder, *patterns):
+    """Copy a finished run with its times and Snakemake's records, without some of its results."""
+    subprocess.run(["cp", "-a", f"{finished}/.", str(folder)], check=True)
+    remove(folder, *patterns)
+    return folder
+
+
 def copy_up_to(stage, finished, folder):
     """Copy a finished run as it was before a stage, with all that Snakemake remembers of the stages before it."""
-    shutil.copytree(finished, folder, symlinks=True, copy_function=shutil.copy2)  # times and all
-    for later in STAGES[STAGES.index(stage) :]:
-        shutil.rmtree(folder / "results" / later, ignore_errors=True)
-    return folder
+    return copy_without(finished, folder, *STAGES[STAGES.index(stage) :])
+
+
+def remove(folder, *patterns):
+    """Remove some of a run's results."""
+    for pattern in patterns:
+        for path in folder.glob(f"results/{pattern}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def processes_in(folder):

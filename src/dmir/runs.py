@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import NoReturn
 
 VARIABLE = "DMIR_RUN"  # how a job finds its run: its file, machine and batch job, as JSON
-BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID", "JOB_ID")
-PATIENCE = (
-    120.0  # seconds until the jobs of a killed run have ended: they do so at once, unless they hold the interpreter
-)
+BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID", "JOB_ID")
+# seconds until the jobs of a killed run have ended: they do so at once, unless they hold the interpreter
+PATIENCE = 120.0
 NO_JOBS, ON_THIS_MACHINE, ELSEWHERE = "none yet", "this machine", "elsewhere"
 _held: list[int] = []  # descriptors of locked files, held until the process ends
 _own: dict[str, int] = {}  # the file of this process's run -> its descriptor
@@ -210,7 +209,7 @@ def _read(path: Path) -> Run | None:
 
 
 def _batch_job() -> str:
-    return next((os.environ[name] for name in BATCH_JOBS if name in os.environ), "")
+    return next((os.environ[name] for name in BATCH_JOB_VARIABLES if name in os.environ), "")
 
 
 def _is_here(record: Run) -> bool:

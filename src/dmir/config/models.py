@@ -416,6 +416,10 @@ class Config(Model):
         used = (self.network_of(name) for name in self.methods)
         return list(dict.fromkeys(name for name in used if name is not None))
 
+    def models_of(self, method: str) -> list[str]:
+        """Return the models that a method registers with: of a network and its refinement one a seed, else ``none``."""
+        return ["none"] if self.network_of(method) is None else [f"seed{seed}" for seed in self.seeds]
+
     def reference(self) -> str:
         """Return the method that all others are tested against."""
         if self.report.reference is not None:

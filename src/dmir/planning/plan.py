@@ -28,7 +28,7 @@ from dmir.planning.costs import (
 )
 from dmir.planning.device_speed import REFERENCE_GPU, DeviceSpeed, measure_speed, roofline, roofline_seconds
 from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
-from dmir.planning.quota import PACKED_VOXEL, field_shards, lanes, room_for_fields, staying_bytes
+from dmir.planning.quota import PACKED_VOXEL, field_shards, lanes, registering_models, room_for_fields, staying_bytes
 from dmir.planning.shards import shard_sizes
 from dmir.planning.trial import try_apart
 from dmir.training.cost import Cost, StepCost, count_inference, count_objective, count_step, settings_of
@@ -368,8 +368,7 @@ class _Planner:
     @property
     def runs(self) -> int:
         """Methods that register each pair, a network once a seed."""
-        seeds = len(self.configuration.seeds)
-        return sum(seeds if self.configuration.network_of(m) else 1 for m in self.configuration.methods)
+        return registering_models(self.configuration)
 
     def preprocess(self) -> list[Stage]:
         """A job a scan; how long it takes depends on the scan and not on the grid."""
@@ -436,8 +435,7 @@ class _Planner:
             each = SCORE_VOXEL * len(interpolations) if answer is None else answer["score_s"]
             basis = "constant" if answer is None else "scaled"
             jobs = sum(
-                self._shards(method, cohort)
-                * (len(self.configuration.seeds) if self.configuration.network_of(method) else 1)
+                self._shards(method, cohort) * len(self.configuration.models_of(method))
                 for method in self.configuration.methods
             )
             rows.append(Stage("score", cohort, jobs, size.pairs * self.runs, "pair", each * self.voxels, basis))

@@ -79,10 +79,8 @@ def field_shards(configuration: Config, methods: Iterable[str], sizes: Mapping[s
     found = []
     scoring, one = scoring_seconds(configuration), field_bytes(configuration)
     for method in methods:
-        learned = configuration.network_of(method) is not None
-        models = [f"seed{seed}" for seed in configuration.seeds] if learned else ["none"]
         registering = registration_seconds(configuration, method)
-        for model in models:
+        for model in configuration.models_of(method):
             for cohort in configuration.test_on:
                 counts = shard_sizes(configuration, method, sizes[cohort].pairs)
                 ways = sizes[cohort].ways
@@ -127,16 +125,16 @@ def score_rows(configuration: Config, sizes: Mapping[str, CohortSize]) -> int:
     """Return the rows of the table of scores: one a structure, pair, model and interpolation."""
     structures = {name: len(load_structures(configuration.cohorts[name].structures).ids) for name in sizes}
     rows = sum(sizes[name].pairs * structures[name] for name in configuration.test_on)
-    return _runs(configuration) * rows * len(configuration.scores.label_interpolation)
+    return registering_models(configuration) * rows * len(configuration.scores.label_interpolation)
 
 
 def _scored_pairs(configuration: Config, sizes: Mapping[str, CohortSize]) -> int:
-    return _runs(configuration) * sum(sizes[name].pairs for name in configuration.test_on)
+    return registering_models(configuration) * sum(sizes[name].pairs for name in configuration.test_on)
 
 
-def _runs(configuration: Config) -> int:
+def registering_models(configuration: Config) -> int:
     """Return how many models register each pair, a classical method counted as one."""
-    return sum(len(configuration.seeds) if configuration.network_of(m) else 1 for m in configuration.methods)
+    return sum(len(configuration.models_of(method)) for method in configuration.methods)
 
 
 def room_for_fields(configuration: Config, sizes: Mapping[str, CohortSize]) -> int | None:

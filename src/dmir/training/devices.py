@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmir.errors import DmirError, InputError
+from dmir.runs import BATCH_JOB_VARIABLES
 
 if TYPE_CHECKING:
     import torch  # imported in the functions: a lease is taken without it, and before it sees the cards
 
 log = logging.getLogger(__name__)
 
-BATCH_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID", "JOB_ID")
 COUNTED_CARDS_VARIABLES = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # set for jobs that have cards
 NO_CARDS = ("", "-1", "NoDevFiles")  # entries of CUDA_VISIBLE_DEVICES that are none
 NO_DEVICES_FOUND = 6  # nvidia-smi's status: the driver works, and there is no GPU
