@@ -34,62 +34,60 @@ include: "rules/report.smk"
 
 rule cohort_all:
     input:
-        collect("<results>/cohorts/{cohort}/scans.csv", cohort=used_cohorts),
+        collect(paths.scans(), cohort=run.cohorts),
     localrule: True
 
 
 rule preprocess_all:
     input:
-        collect("<results>/preprocessed/{cohort}/quality.csv", cohort=used_cohorts),
-        collect(
-            "<results>/preprocessed/{cohort}/contact_sheet.png", cohort=used_cohorts
-        ),
+        collect(paths.quality(), cohort=run.cohorts),
+        collect(paths.contact_sheet(), cohort=run.cohorts),
     localrule: True
 
 
 rule train_all:
     input:
         collect(
-            "<results>/models/{cohort}/{method}/{model}/model.safetensors",
+            paths.model("model.safetensors"),
             cohort=configuration.train_on,
-            method=configuration.networks(),
-            model=models,
+            method=run.networks,
+            model=run.models,
         ),
     localrule: True
 
 
 rule register_all:
     input:
-        collect("<results>/registered/{run}.csv", run=shard_runs(configuration.methods)),
+        run.records_of_comparison(),
     localrule: True
 
 
 rule evaluate_all:
     input:
-        "<results>/scores/structures.parquet",
-        "<results>/scores/pairs.parquet",
+        paths.scores("structures.parquet"),
+        paths.scores("pairs.parquet"),
     localrule: True
 
 
 rule report_all:
     input:
-        collect("<results>/tables/{table}.csv", table=tables()),
-        collect("<results>/figures/{figure}.png", figure=figures()),
-        "<results>/report.html",
+        collect(paths.table("{table}.csv"), table=run.tables()),
+        collect(paths.figure("{figure}.png"), figure=run.figures()),
+        paths.report(),
     localrule: True
 
 
 rule ablation:
     input:
-        "<results>/tables/ablation.csv",
-        "<results>/figures/ablation.png",
+        paths.table("ablation.csv"),
+        paths.figure("ablation.png"),
     localrule: True
 
 
 rule lambda_study:
     input:
-        "<results>/tables/lambda_study.csv",
-        "<results>/figures/lambda_study.png",
+        paths.table("lambda_study.csv"),
+        paths.figure("lambda_study.png"),
     localrule: True
 
 
@@ -107,5 +105,4 @@ onstart:
 
 
 onsuccess:
-    show_studies()
-    write_snakemake_report()
+    finish()

@@ -14,6 +14,9 @@ forward_s, forward_backward_s
 step_s
     With ``--step``: a whole training step. Network, warp, the objective of the configuration (without one LNCC 9^3 and
     diffusion), backward, Adam.
+network_part_s, warp_part_s, similarity_part_s, diffusion_part_s, optimiser_part_s
+    The parts of such a step, each forward and backward: medians of its CPU seconds (on a GPU of its wall seconds). The
+    optimiser's part is the gradient's norm and Adam.
 ..._mb
     Peak memory in 10^6 bytes. On a GPU what torch's allocator gave out; on the CPU the largest resident set over that
     of the idle process. Weights and images are included; on the CPU, in the mode ``compiled``, the compiler is too.
@@ -35,7 +38,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -61,6 +66,7 @@ from torch import nn
 from dmir.config import Network, read_config
 from dmir.errors import InputError, suggestion
 from dmir.fields import warp
+from dmir.losses import diffusion, dissimilarity
 from dmir.networks import build, hyperparameter_names, network_names
 from dmir.planning.device_speed import DeviceSpeed, measure_speed, roofline
 from dmir.training.cost import Cost, count_inference, count_step
@@ -70,12 +76,14 @@ from dmir.training.objective import PRECISIONS, Objective, arithmetic, displacem
 MODES = ("plain", "compiled")
 LAYOUTS = ("default", "channels_last_3d")
 GRID = "80x96x80"
+PARTS = ("network", "warp", "similarity", "diffusion", "optimiser")
 COLUMNS = (
     *("network", "parameters", "grid", "dtype", "mode", "layout", "gflop", "moved_gb", "counted_mb"),
     *("step_gflop", "step_moved_gb", "step_counted_mb"),
     *("forward_s", "forward_cpu_s", "forward_mb", "roofline_s", "roofline_share", "bound"),
     *("forward_backward_s", "forward_backward_cpu_s", "forward_backward_mb"),
     *("step_s", "step_cpu_s", "step_mb", "step_roofline_s", "step_roofline_share", "step_bound"),
+    *(f"{part}_part_s" for part in PARTS),
     *("first_call_s", "peak_tflops", "peak_gb_per_s", "device", "threads", "failed"),
 )
 
@@ -162,6 +170,8 @@ def measure_row(row: dict[str, Any]) -> dict[str, Any]:
         if row["objective"] is not None:
             step = training_step(network, displacement, moving, fixed, Objective(**row["objective"]))
             found |= _prefixed("step", measure(step, row["repeats"], device, idle))
+            objective = Objective(**row["objective"])
+            found |= step_parts(network, displacement, moving, fixed, objective, row["repeats"])
     return found
 
 
@@ -173,7 +183,7 @@ def training_step(
     objective: Objective,
 ) -> Callable[[], None]:
     """Return a training step: field, warp, loss, backward, Adam."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         field = displacement()
@@ -183,6 +193,57 @@ def training_step(
         optimiser.step()
 
     return step
+
+
+def step_parts(
+    network: nn.Module,
+    displacement: Callable[[], torch.Tensor],
+    moving: torch.Tensor,
+    fixed: torch.Tensor,
+    objective: Objective,
+    repeats: int,
+) -> dict[str, float]:
+    """Return the median seconds of each part of a training step, forward and backward, after one that does not count.
+
+    The graph is cut between the parts, so that each goes back by itself.
+    """
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    on_cpu = moving.device.type == "cpu"
+    options = {"window": objective.window} if objective.similarity == "lncc" else {}
+    steps: list[dict[str, float]] = []
+
+    def timed(part: str, call: Callable[[], Any]) -> Any:
+        start = _now(on_cpu)
+        result = call()
+        steps[-1][part] = steps[-1].get(part, 0.0) + _now(on_cpu) - start
+        return result
+
+    def update() -> None:
+        nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        optimiser.step()
+        optimiser.zero_grad()
+
+    for _ in range(repeats + 1):
+        steps.append({})
+        field = timed("network", displacement)
+        leaf = field.detach().requires_grad_()
+        warped = timed("warp", lambda leaf=leaf: warp(moving, leaf))
+        image = warped.detach().requires_grad_()
+        alike = timed("similarity", lambda image=image: dissimilarity(objective.similarity, fixed, image, **options))
+        timed("similarity", alike.backward)
+        timed("warp", lambda warped=warped, image=image: warped.backward(image.grad))
+        smooth = timed("diffusion", lambda leaf=leaf: objective.regularisation * diffusion(leaf))
+        timed("diffusion", smooth.backward)
+        timed("network", lambda field=field, leaf=leaf: field.backward(leaf.grad))
+        timed("optimiser", update)
+    return {f"{part}_part_s": statistics.median(step[part] for step in steps[1:]) for part in PARTS}
+
+
+def _now(on_cpu: bool) -> float:
+    if on_cpu:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _prefixed(name: str, measured: dict[str, float | None]) -> dict[str, float | None]:

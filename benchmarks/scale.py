@@ -33,7 +33,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RUNS = {"plain": [], "quiet": ["--quiet", "all"], "quota": ["--quiet", "rules", "--config", "disk_quota_gb=400"]}
-MANY = ("preprocess_scan", "train", "register_classical", "register_network", "score_shard")
+MANY = ("preprocess_scan", "train", "register_classical", "register_descent", "register_network", "score_shard")
 
 
 def fake_lpba40(folder: Path) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the environment of the images in /opt/dmir, on Debian 12. Both descriptions, Containerfile and dmir.def, run
-# this with the two files beside it: what is installed stands in them and nowhere else.
+# this with the files beside it: what is installed stands in them and nowhere else.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 here=$(dirname "$0")
@@ -11,3 +11,4 @@ rm -rf /var/lib/apt/lists/*
 python3.11 -m venv /opt/dmir
 /opt/dmir/bin/pip install --no-cache-dir --disable-pip-version-check \
     -r "$here/requirements.txt" -c "$here/constraints.txt"
+/opt/dmir/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps -r "$here/requirements-elastix.txt"

@@ -3,17 +3,17 @@ ruleorder: simulate_scan > make_scan
 
 rule make_scan:
     input:
-        unpack(original_of_scan),
+        unpack(run.original_of_scan),
     output:
-        image="<results>/cohorts/{cohort}/{scan}/image.nii.gz",
-        labels="<results>/cohorts/{cohort}/{scan}/labels.nii.gz",
-        mask="<results>/cohorts/{cohort}/{scan}/mask.nii.gz",
+        image=paths.made("image.nii.gz"),
+        labels=paths.made("labels.nii.gz"),
+        mask=paths.made("mask.nii.gz"),
     log:
         "<logs>/make_scan/{cohort}/{scan}.log",
     benchmark:
         "<benchmarks>/make_scan/{cohort}/{scan}.tsv"
     wildcard_constraints:
-        cohort="|".join(made_cohorts) or "no-such-cohort",
+        cohort=one_of(run.made),
     conda:
         "../envs/dmir.yaml"
     threads: 1
@@ -21,32 +21,32 @@ rule make_scan:
         mem_mb=growing(4000),
         runtime=growing(10),
     params:
-        settings=making_parameters,
-        code=making_code,
+        settings=run.making_parameters,
+        code=run.making_code,
     script:
         "../workflow/scripts/make_scan.py"
 
 
 use rule make_scan as simulate_scan with:
     output:
-        image="<results>/cohorts/{cohort}/{scan}/image.nii.gz",
-        labels="<results>/cohorts/{cohort}/{scan}/labels.nii.gz",
-        mask="<results>/cohorts/{cohort}/{scan}/mask.nii.gz",
-        truth="<results>/cohorts/{cohort}/{scan}/truth.nii.gz",
+        image=paths.made("image.nii.gz"),
+        labels=paths.made("labels.nii.gz"),
+        mask=paths.made("mask.nii.gz"),
+        truth=paths.made("truth.nii.gz"),
     log:
         "<logs>/simulate_scan/{cohort}/{scan}.log",
     benchmark:
         "<benchmarks>/simulate_scan/{cohort}/{scan}.tsv"
     wildcard_constraints:
-        cohort="|".join(simulated_cohorts) or "no-such-cohort",
+        cohort=one_of(run.simulated),
         scan=r"sub-\d+",
 
 
 rule list_scans:
     input:
-        files=files_of_cohort,
+        files=run.files_of_cohort,
     output:
-        table="<results>/cohorts/{cohort}/scans.csv",
+        table=paths.scans(),
     log:
         "<logs>/list_scans/{cohort}.log",
     benchmark:
@@ -58,7 +58,7 @@ rule list_scans:
         mem_mb=growing(500),
         runtime=growing(5),
     params:
-        scans=scan_records,
+        scans=run.scan_records,
         code=code_hash("dmir.cohorts"),
     script:
         "../workflow/scripts/list_scans.py"

@@ -1,12 +1,12 @@
 rule score_shard:
     input:
-        fields="<results>/registered/{cohort}/{method}/{model}/{shard}",
-        records="<results>/registered/{cohort}/{method}/{model}/{shard}.csv",
-        labels=labels_of_shard,
-        truths=true_fields,
+        fields=paths.fields(),
+        records=paths.records(),
+        labels=run.labels_of_shard,
+        truths=run.truths_of_shard,
     output:
-        structures="<results>/scores/{cohort}/{method}/{model}/{shard}.structures.parquet",
-        pairs="<results>/scores/{cohort}/{method}/{model}/{shard}.pairs.parquet",
+        structures=paths.scores_of_shard("structures"),
+        pairs=paths.scores_of_shard("pairs"),
     log:
         "<logs>/score_shard/{cohort}/{method}/{model}/{shard}.log",
     benchmark:
@@ -16,11 +16,11 @@ rule score_shard:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000 + voxels // 6000),
+        mem_mb=growing(1000 + run.voxels // 6000),
         runtime=growing(60),
     params:
-        structures=structure_set,
-        pairs=pairs_of_shard,
+        structures=run.structure_set,
+        pairs=run.pairs_of_shard,
         interpolations=configuration.scores.label_interpolation,
         code=code_hash("dmir.metrics"),
     script:
@@ -29,12 +29,12 @@ rule score_shard:
 
 rule save_example:
     input:
-        fields=shard_of_pair,
-        moving=pair_file("moving", "image"),
-        moving_labels=pair_file("moving", "labels"),
-        fixed_labels=pair_file("fixed", "labels"),
+        fields=run.fields_of_pair,
+        moving=paths.preprocessed("image.nii.gz", scan="{moving}"),
+        moving_labels=paths.preprocessed("labels.nii.gz", scan="{moving}"),
+        fixed_labels=paths.preprocessed("labels.nii.gz", scan="{fixed}"),
     output:
-        example="<results>/registered/{cohort}/{method}/{model}/example-{moving}__{fixed}.npz",
+        example=paths.example(),
     log:
         "<logs>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.log",
     benchmark:
@@ -44,7 +44,7 @@ rule save_example:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1500 + voxels // 2500),
+        mem_mb=growing(1500 + run.voxels // 2500),
         runtime=growing(10),
     params:
         code=code_hash("dmir.report.examples"),
@@ -55,22 +55,22 @@ rule save_example:
 rule free_fields:
     # that all who read the fields of a shard are done, where there are several: with a disk quota others wait for it
     input:
-        readers_of_shard,
+        run.readers_of_shard,
     output:
-        touch("<results>/scores/{cohort}/{method}/{model}/{shard}.read"),
+        touch(paths.shard_read()),
     localrule: True
 
 
 rule gather_scores:
     input:
-        structures=structure_scores,
-        pairs=pair_scores,
+        structures=run.structure_scores,
+        pairs=run.pair_scores,
     output:
-        structures="<results>/scores/structures.parquet",
-        structures_csv="<results>/scores/structures.csv",
-        pairs="<results>/scores/pairs.parquet",
+        structures=paths.scores("structures.parquet"),
+        structures_csv=paths.scores("structures.csv"),
+        pairs=paths.scores("pairs.parquet"),
         pairs_csv=report(
-            "<results>/scores/pairs.csv",
+            paths.scores("pairs.csv"),
             category="Scores",
             labels={"table": "every pair"},
             caption="../workflow/report/pairs.rst",
@@ -83,7 +83,7 @@ rule gather_scores:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000 + score_rows // 1500),
+        mem_mb=growing(1000 + run.score_rows // 1500),
         runtime=growing(10),
     params:
         code=code_hash("dmir.metrics"),
@@ -93,10 +93,10 @@ rule gather_scores:
 
 use rule gather_scores as gather_study_scores with:
     output:
-        structures="<results>/scores/{study}.structures.parquet",
-        structures_csv="<results>/scores/{study}.structures.csv",
-        pairs="<results>/scores/{study}.pairs.parquet",
-        pairs_csv="<results>/scores/{study}.pairs.csv",
+        structures=paths.scores("structures.parquet", "{study}"),
+        structures_csv=paths.scores("structures.csv", "{study}"),
+        pairs=paths.scores("pairs.parquet", "{study}"),
+        pairs_csv=paths.scores("pairs.csv", "{study}"),
     log:
         "<logs>/gather_study_scores/{study}.log",
     benchmark:

@@ -3,13 +3,13 @@ ruleorder: preprocess_simulated_scan > preprocess_scan
 
 rule preprocess_scan:
     input:
-        unpack(files_of_scan),
-        unpack(reference_of_scan),
+        unpack(run.files_of_scan),
+        unpack(run.reference_of_scan),
     output:
-        image="<results>/preprocessed/{cohort}/{scan}/image.nii.gz",
-        labels="<results>/preprocessed/{cohort}/{scan}/labels.nii.gz",
-        affine="<results>/preprocessed/{cohort}/{scan}/affine.mat",
-        quality="<results>/preprocessed/{cohort}/{scan}/quality.json",
+        image=paths.preprocessed("image.nii.gz"),
+        labels=paths.preprocessed("labels.nii.gz"),
+        affine=paths.preprocessed("affine.mat"),
+        quality=paths.preprocessed("quality.json"),
     log:
         "<logs>/preprocess_scan/{cohort}/{scan}.log",
     benchmark:
@@ -21,7 +21,7 @@ rule preprocess_scan:
         mem_mb=growing(3000),  # 0.9 GB was measured for 160x192x160 voxels; whole heads and deepbet take more
         runtime=growing(20),
     params:
-        settings=preprocess_settings,
+        settings=run.preprocess_settings,
         code=code_hash("dmir.preprocess.files"),
     script:
         "../workflow/scripts/preprocess_scan.py"
@@ -29,26 +29,26 @@ rule preprocess_scan:
 
 use rule preprocess_scan as preprocess_simulated_scan with:
     output:
-        image="<results>/preprocessed/{cohort}/{scan}/image.nii.gz",
-        labels="<results>/preprocessed/{cohort}/{scan}/labels.nii.gz",
-        affine="<results>/preprocessed/{cohort}/{scan}/affine.mat",
-        quality="<results>/preprocessed/{cohort}/{scan}/quality.json",
-        truth="<results>/preprocessed/{cohort}/{scan}/truth.nii.gz",
+        image=paths.preprocessed("image.nii.gz"),
+        labels=paths.preprocessed("labels.nii.gz"),
+        affine=paths.preprocessed("affine.mat"),
+        quality=paths.preprocessed("quality.json"),
+        truth=paths.preprocessed("truth.nii.gz"),
     log:
         "<logs>/preprocess_simulated_scan/{cohort}/{scan}.log",
     benchmark:
         "<benchmarks>/preprocess_simulated_scan/{cohort}/{scan}.tsv"
     wildcard_constraints:
-        cohort="|".join(simulated_cohorts) or "no-such-cohort",
+        cohort=one_of(run.simulated),
         scan=r"sub-\d+",
 
 
 rule gather_quality:
     input:
-        scans=quality_files,
+        scans=run.quality_files,
     output:
         table=report(
-            "<results>/preprocessed/{cohort}/quality.csv",
+            paths.quality(),
             category="Preprocessing",
             labels={"cohort": "{cohort}", "table": "quality of every scan"},
             caption="../workflow/report/quality.rst",
@@ -71,11 +71,11 @@ rule gather_quality:
 
 rule contact_sheet:
     input:
-        images=preprocessed_images,
-        scans=quality_files,
+        images=run.preprocessed_images,
+        scans=run.quality_files,
     output:
         png=report(
-            "<results>/preprocessed/{cohort}/contact_sheet.png",
+            paths.contact_sheet(),
             category="Preprocessing",
             labels={"cohort": "{cohort}", "figure": "contact sheet"},
             caption="../workflow/report/contact_sheet.rst",
@@ -91,8 +91,8 @@ rule contact_sheet:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        splits=splits_of_cohort,
-        reference=reference_of_cohort,
+        splits=run.splits_of_cohort,
+        reference=run.reference_of_cohort,
         code=code_hash("dmir.preprocess.contact_sheet"),
     script:
         "../workflow/scripts/contact_sheet.py"

@@ -3,42 +3,18 @@ import atexit
 
 from snakemake.settings.types import DeploymentMethod
 
-from dmir.errors import InputError
+from dmir.cohorts.duplicates import require_distinct
 from dmir.runs import begin_run, end_run, join_run, tell_where_jobs_are
 from dmir.storage import require_past, require_writable, settle_times
-
-IMAGE = "envs/dmir.sif"
-
-
-def require_image():
-    """Refuse to begin where jobs are to run in an image that is not there; Apptainer would say so of every job."""
-    deployment = workflow.deployment_settings
-    wanted = deployment and DeploymentMethod.APPTAINER in deployment.deployment_method
-    if wanted and not Path(IMAGE).is_file():
-        raise InputError(
-            IMAGE,
-            found="no such file",
-            expected="the image that --sdm apptainer runs the jobs in",
-            remedy=f"Make it: `apptainer build {IMAGE} envs/dmir.def`.",
-        )
-
-
-def users_files():
-    """Return the files of all scans that no job makes."""
-    own = [name for name in used_cohorts if name not in made_cohorts]
-    return [
-        row[key]
-        for name in own
-        for row in rows_of_scans[name].values()
-        for key in ("image", "labels", "mask")
-        if row[key]
-    ]
 
 
 def begin():
     """Do what must be done before Snakemake looks at files and locks them."""
-    checked(require_image)
-    checked(require_past, users_files())
+    deployment = workflow.deployment_settings
+    if deployment and DeploymentMethod.APPTAINER in deployment.deployment_method:
+        checked(session.require_image)
+    checked(require_past, run.users_files())
+    checked(looked_at, require_distinct, run.scans, configuration.train_on)
     notes = begin_run(Path(".snakemake"), os.environ.get("DMIR_COMMAND", ""))
     atexit.register(end_run)
     ahead = checked(settle_times, configuration.results)
@@ -53,9 +29,21 @@ def begin():
 
 def begin_jobs():
     """Do what must be done before the first job, and not in a dry run."""
-    checked(require_writable, configuration.results)
-    checked(keep_configuration)
+    try:
+        require_writable(configuration.results)
+        if is_users_run():
+            session.keep_configuration(run)
+    except DmirError as error:
+        # on a line of its own: what Snakemake says meanwhile comes from another thread
+        refuse(f"\nError: {error}")
     tell_where_jobs_are(workflow.local_exec)
+
+
+def finish():
+    """Do what must be done after the last job."""
+    if is_users_run():
+        session.show_studies(run, workflow.main_snakefile)
+        session.write_snakemake_report(run, workflow.main_snakefile)
 
 
 if is_users_run():

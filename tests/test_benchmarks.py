@@ -1,6 +1,7 @@
 """The benchmarks: what they count is right, what they compare is equal, and they run. No timing is judged."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def script(name):
 
 networks, operations, plain, measuring = map(script, ("networks", "operations", "plain", "measuring"))
 preprocessing = script("preprocessing")
+pair, registration = script("pair"), script("registration")
 
 
 def run(name, *arguments):
@@ -210,6 +212,192 @@ def test_a_process_that_dies_is_a_reason(tmp_path):
     ):
         script.write_text(code)
         assert reason in measuring.measure_apart(script, {}, 1, timeout=2.0)["failed"]
+
+
+# --- registration methods side by side ---
+
+
+def turned_affine():
+    """An affine whose axes lie in other directions than the world's: permuted, flipped, turned by 20 degrees."""
+    c, s = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
+    directions = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[0, -1, 0], [0, 0, 1], [1, 0, 0]])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = directions * (1.0, 1.25, 1.5), (-20, 30, 11)
+    return affine
+
+
+def blobs(field):
+    """A moving image of blobs in an ellipsoid, (40, 48, 40), and the fixed image that a field (3, ...) makes of it."""
+    shape = (40, 48, 40)
+    torch.manual_seed(3)
+    noise = torch.randn(1, 1, *shape)
+    for _ in range(3):
+        noise = F.avg_pool3d(noise, 5, 1, 2)
+    radius = sum(((x / n - 0.5) / 0.36) ** 2 for x, n in zip(fields.identity_grid(shape)[0], shape, strict=True))
+    moving = (0.5 + 0.15 * noise / noise.std()).clamp(0.05, 1) * torch.sigmoid(12 * (1 - radius))
+    fixed = fields.warp(moving, field[None])
+    return [Volume(image[0, 0].numpy(), turned_affine()) for image in (moving, fixed)]
+
+
+def known_field():
+    """Displacements of 2.5, -1.5 and 1 voxels, each less or more from place to place."""
+    waves = [torch.sin(3 * x / n) for x, n in zip(fields.identity_grid((40, 48, 40))[0], (40, 48, 40), strict=True)]
+    return torch.stack([2.5 * waves[1], -1.5 * waves[2], waves[0]])
+
+
+def error_of(found, known, fixed):
+    inside = fixed.data > 0.2
+    return float(np.linalg.norm(found - known.numpy(), axis=0)[inside].mean())
+
+
+def test_a_registration_is_measured_in_a_process_of_its_own(tmp_path):
+    known = torch.tensor([2.0, -1.0, 1.0]).view(3, 1, 1, 1).expand(3, 40, 48, 40)
+    images = dict(zip(("moving", "fixed"), blobs(known), strict=True))
+    for name, volume in images.items():
+        write_volume(tmp_path / f"{name}.nii.gz", volume)
+    row = {"algorithm": "descent", "parameters": {}, "threads": 1, "field": str(tmp_path / "field.npy")}
+    row |= {name: str(tmp_path / f"{name}.nii.gz") for name in images}
+    found = measuring.measure_apart(ROOT / "benchmarks" / "pair.py", row, 1, timeout=100.0)
+    assert 0 < found["cpu_s"] < 50
+    assert found["wall_s"] > 0
+    assert found["peak_mb"] > found["idle_mb"] > 50
+    assert error_of(np.load(row["field"]), known, images["fixed"]) < 0.4
+
+
+@pytest.mark.parametrize("algorithm", ["greedy", "convexadam"])
+def test_fields_of_other_programs_are_ours(algorithm):
+    """Found on a grid that is turned in its world: components, axes and signs are those of the library."""
+    lacking = pair.missing_library(algorithm)
+    if lacking:
+        pytest.skip(f"{lacking} is not installed")
+    known = known_field()
+    moving, fixed = blobs(known)
+    assert error_of(np.zeros((3, 40, 48, 40)), known, fixed) > 1.7
+    found = pair.function_of(algorithm)(moving, fixed)
+    assert (found.dtype, found.shape) == (np.float32, (3, 40, 48, 40))
+    assert error_of(found, known, fixed) < 0.6
+
+
+@pytest.fixture
+def pairs_table(tmp_path):
+    """A table of two pairs whose label maps are one structure, shifted by a voxel in the second."""
+    image = np.zeros((12, 12, 12), np.float32)
+    for name, start in (("a", 3), ("b", 3), ("c", 4)):
+        labels = np.zeros((12, 12, 12), np.int16)
+        labels[start : start + 4, 3:9, 3:9] = 21
+        write_volume(tmp_path / f"{name}_labels.nii.gz", Volume(labels, np.eye(4)))
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(image + labels, np.eye(4)))
+    rows = [
+        {"cohort": "cubes", "moving": name, "fixed": "a", "moving_image": f"{name}.nii.gz", "fixed_image": "a.nii.gz"}
+        | {"moving_labels": f"{name}_labels.nii.gz", "fixed_labels": "a_labels.nii.gz"}
+        for name in ("b", "c")
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    return tmp_path / "pairs.csv"
+
+
+def test_what_has_a_record_is_not_registered_again(tmp_path, monkeypatch, pairs_table):
+    asked, failing = [], set()
+
+    def nothing_moves(script, row, threads, timeout):
+        asked.append((row["algorithm"], Path(row["moving"]).name[0]))
+        if asked[-1] in failing:
+            return {"failed": "ValueError: of the test"}
+        np.save(row["field"], np.zeros((3, 12, 12, 12), np.float32))
+        return {"cpu_s": 2.0, "wall_s": 3.0, "peak_mb": 400.0, "idle_mb": 300.0}
+
+    monkeypatch.setattr(registration, "measure_apart", nothing_moves)
+    (tmp_path / "syn.yaml").write_text("algorithm: syn\niterations: [1]\n")
+    common = ["--pairs", str(pairs_table), "--out", str(tmp_path / "out"), "--reference", "affine", "--methods"]
+
+    def newly(*arguments):
+        asked.clear()
+        registration.main([*common, *arguments])
+        return asked
+
+    failing.add(("syn", "c"))
+    assert newly("affine", "syn") == [("affine", "b"), ("syn", "b"), ("affine", "c"), ("syn", "c")]
+    failing.clear()
+    assert newly("affine", "syn") == [("syn", "c")]  # what failed is no result
+    assert newly("affine", "syn") == []
+    assert newly(f"syn={tmp_path / 'syn.yaml'}") == [("syn", "b"), ("syn", "c")]
+    assert newly("affine", "--again") == [("affine", "b"), ("affine", "c")]
+    assert newly("affine", "--threads", "2") == [("affine", "b"), ("affine", "c")]
+    assert len(pd.read_csv(tmp_path / "out" / "records.csv")) == 11
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
+    assert list(table["n"]) == [2, 2]
+    assert table.loc["syn", "dice"] == pytest.approx((1 + 0.75) / 2)  # 3 of 4 planes of the cube overlap
+    assert table.loc["syn", "hd95"] == pytest.approx(0.5)
+    assert (table.loc["syn", "cpu_s"], table.loc["syn", "wins"]) == (2.0, "0/2")
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["threads"] == [1, 2]
+    assert "iterations=[1]" in settings["methods"]["syn"]["parameters"]
+    assert "| Affine only |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 5000
+
+
+def test_the_table_of_methods_compares_pairs_of_both():
+    shared = {"cohort": "one", "fixed": "a", "status": "ok", "parameters": "", "threads": 1}
+    shared |= dict.fromkeys(registration.MEANS, 0.0)
+    dice = {"greedy": [0.70, 0.72, 0.74, 0.60], "descent": [0.71, 0.74, 0.73, np.nan]}
+    rows = [
+        {**shared, "method": method, "moving": f"S{number}", "dice": value}
+        | ({} if value > 0 else {"status": "failed"} | dict.fromkeys(registration.MEANS, np.nan))
+        for method, values in dice.items()
+        for number, value in enumerate(values)
+    ]
+    table = registration.summary(pd.DataFrame(rows), "greedy").set_index("method")
+    assert list(table["n"]) == [4, 3]
+    assert list(table["failed"]) == [0, 1]
+    assert table.loc["greedy", "dice_sd"] == pytest.approx(np.std(dice["greedy"], ddof=1))
+    row = table.loc["descent"]
+    assert (row["dice"], row["difference"]) == (pytest.approx(2.18 / 3), pytest.approx(0.02 / 3))
+    assert row["wins"] == "2/3"
+    assert row["p"] == pytest.approx(0.75)  # W- is 1.5 of 6: so extreme are 2 x 3 of the 8 patterns of signs
+    assert np.isnan(table.loc["greedy", "p"])
+    assert registration.mean_and_sd(0.71284, 0.0213, 3) == "0.713 ± 0.021"
+    assert registration.mean_and_sd(0.5, np.nan, 1) == "0.5"
+
+
+def test_pairs_of_a_results_folder_are_its_test_scans_to_the_atlas(tmp_path):
+    for cohort, scan in (("one", "S1"), ("one", "S2"), ("one", "S3"), ("two", "T1"), ("two", "T2")):
+        (tmp_path / "preprocessed" / cohort / scan).mkdir(parents=True)
+    (tmp_path / "cohorts" / "one").mkdir(parents=True)
+    split = "scan,split\nS1,atlas\nS2,test\nS3,train\n"
+    (tmp_path / "cohorts" / "one" / "scans.csv").write_text(split)
+    (tmp_path / "configuration.yaml").write_text("cohorts: {one: {structures: lpba56}}\n")
+
+    def names(cohorts, scans=(), atlases=()):
+        found = registration.results_pairs(tmp_path, cohorts, scans, atlases)
+        return [(pair.cohort, pair.moving, pair.fixed, pair.structures) for pair in found]
+
+    assert names(["one"]) == [("one", "S2", "S1", "lpba56")]
+    assert names(["one"], ["S3"]) == [("one", "S3", "S1", "lpba56")]
+    both = [("one", "S2", "S1", "lpba56"), ("two", "T2", "T1", "")]
+    assert names([], ["S2", "T2"], ["S1", "T1"]) == both
+    with pytest.raises(InputError, match=r"--scans and --atlas of each"):
+        names(["two"])
+    with pytest.raises(InputError, match="S9"):
+        names(["one"], ["S2", "S9"])
+
+
+def test_a_method_that_does_not_import_is_left_out_and_told(monkeypatch, capsys):
+    monkeypatch.setitem(pair.LIBRARIES, "greedy", ("no_such_library",))
+    assert [method.name for method in registration.available(["affine", "greedy"])] == ["affine"]
+    assert "greedy is left out: no_such_library is not installed" in capsys.readouterr().err
+    with pytest.raises(InputError, match="Did you mean 'descent'"):
+        registration.available(["desent"])
+
+
+def test_labels_of_the_figure_cover_no_other():
+    figure = registration.new_figure(4, 3, layout=None)
+    panel = figure.subplots()
+    points = [(10.0 + step, 0.70 + 0.002 * step, f"method {step} 0.70", "black") for step in range(5)]
+    panel.scatter(*zip(*(point[:2] for point in points), strict=True))
+    panel.set(xlim=(0, 30), ylim=(0.6, 0.8))
+    registration.place_labels(panel, points)
+    boxes = [text.get_window_extent() for text in panel.texts]
+    assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
 
 
 # --- what is asked ---

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dmir.cohorts import bids
+from dmir.cohorts import table as tables
+from dmir.doubts import Doubt
 from dmir.errors import InputError
 from dmir.structures import load_label_map, remap_labels
 from dmir.volumes import Volume, read_image, read_labels, read_mask, same_grid, write_volume
@@ -69,7 +73,7 @@ def test_raw_scans_are_listed_with_subject_session_and_age(tmp_path: Path) -> No
     touch(tmp_path, "sub-02_T2w", "sub-02_acq-hi_T1w", "sub-02_desc-defaced_T1w")
     (tmp_path / "sub-03" / "func").mkdir(parents=True)
     (tmp_path / "participants.tsv").write_text("participant_id\tsex\tage\nsub-01\tF\t34.5\nsub-02\tM\tn/a\n")
-    table = bids.scan_table(tmp_path)
+    table = bids.scan_table(tmp_path, every="image")
     assert list(table["scan"]) == [
         "sub-01_ses-a_run-1",
         "sub-01_ses-a_run-2",
@@ -153,7 +157,7 @@ def test_each_run_gets_its_own_label_map(tmp_path: Path) -> None:
     scans = ("sub-01_ses-a_run-1", "sub-01_ses-a_run-2", "sub-01_ses-b")
     touch(tmp_path, *(f"{scan}_T1w" for scan in scans))
     made = touch(tmp_path / "derivatives" / "x", *(f"{scan}_dseg" for scan in scans))
-    table = bids.scan_table(tmp_path).set_index("scan")
+    table = bids.scan_table(tmp_path, every="image").set_index("scan")
     for scan in scans:
         assert table.loc[scan, "labels"] == str(made / f"sub-01/{scan.split('_')[1]}/anat/{scan}_dseg.nii.gz")
 
@@ -269,3 +273,157 @@ def test_a_large_tree_is_listed_whole(tmp_path: Path) -> None:
     names = ("desc-preproc_T1w", "desc-brain_mask", "dseg", "desc-aseg_dseg")
     touch(tmp_path / "derivatives" / "fmriprep", *(f"sub-{k:03d}_{name}" for k in range(450) for name in names))
     assert len(bids.scan_table(tmp_path)) == 450
+
+
+# --- one scan a session ---
+
+
+def listed(folder: Path, **options) -> tuple[list[str], str]:
+    """Return the names of the scans, and what was told, a line a doubt."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        scans = list(bids.scan_table(folder, **options)["scan"])
+    assert all(isinstance(warning.message, Doubt) for warning in told)
+    return scans, "\n".join(str(warning.message) for warning in told)
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (("part-mag", "part-phase", "rec-norm"), "part-mag"),
+        (("part-mag", "part-phase"), "part-mag"),
+        (("part-real", "part-imag", "part-mag", "part-phase", ""), ""),
+        (("rec-norm", ""), ""),
+        (("run-10", "run-2"), "run-2"),
+        (("run-02", "run-01", "run-10"), "run-01"),
+        (("echo-1", "echo-2", ""), ""),
+        (("echo-2", "echo-1"), "echo-1"),
+        (("inv-1", "inv-2", ""), ""),
+        (("ce-gadolinium", ""), ""),
+        (("acq-mprage", "acq-highres"), "acq-highres"),
+        (("acq-mprage_run-1", "run-2"), "run-2"),
+        (("ce-gadolinium_run-1", "acq-mprage_run-2"), "acq-mprage_run-2"),
+        (("chunk-1", "chunk-2", "acq-whole"), "acq-whole"),
+        (("acq-a_rec-b", "acq-a", "acq-b"), "acq-a"),
+    ],
+)
+def test_one_image_of_a_session_is_the_scan_and_the_others_are_told(tmp_path: Path, there, taken: str) -> None:
+    names = ["_".join(filter(None, ("sub-01_ses-1", entities))) for entities in there]
+    touch(tmp_path, *(f"{name}_T1w" for name in names), "sub-01_ses-2_T1w", "sub-02_run-3_T1w")
+    scans, told = listed(tmp_path)
+    chosen = "_".join(filter(None, ("sub-01_ses-1", taken)))
+    assert scans == [chosen, "sub-01_ses-2", "sub-02_run-3"]
+    assert told.count("\n") == 0 and f"{len(there) - 1} images beside the one that is taken of a session: " in told
+    assert all(f"{name}_T1w.nii.gz" in told for name in names if name != chosen)
+    assert f"{chosen}_T1w" not in told
+
+
+def test_phases_and_pieces_are_no_scans_even_where_every_image_is_one(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01_part-mag_T1w", "sub-01_part-phase_T1w", "sub-01_run-1_T1w", "sub-01_chunk-1_T1w")
+    scans, told = listed(tmp_path, every="image")
+    assert scans == ["sub-01_part-mag", "sub-01_run-1"]
+    assert "2 images beside" in told and "part-phase" in told and "chunk-1" in told
+    for name in ("part-mag", "run-1"):
+        (tmp_path / "sub-01" / "anat" / f"sub-01_{name}_T1w.nii.gz").unlink()
+    assert "no T1 image of these entities: sub-01_chunk-1_T1w.nii.gz, sub-01_part-phase" in refusal(tmp_path)
+
+
+def test_a_user_chooses_by_entities_and_is_told_of_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01_acq-a_run-1_T1w", "sub-01_acq-b_run-01_T1w", "sub-01_T1w", "sub-02_acq-b_run-1_T1w")
+    made = touch(tmp_path / "derivatives" / "x", "sub-01_acq-b_run-01_dseg", "sub-02_dseg")
+    assert listed(tmp_path, entities={"acq": "b"}) == (["sub-01_acq-b_run-01", "sub-02_acq-b_run-1"], "")
+    assert listed(tmp_path, entities={"acq": "b", "run": "1"})[0] == ["sub-01_acq-b_run-01", "sub-02_acq-b_run-1"]
+    assert listed(tmp_path, entities={"acq": ""}) == (["sub-01"], "")
+    labels = bids.scan_table(tmp_path, entities={"acq": "b"})["labels"]
+    assert list(labels) == [
+        str(made / "sub-01/anat/sub-01_acq-b_run-01_dseg.nii.gz"),
+        str(made / "sub-02/anat/sub-02_dseg.nii.gz"),
+    ]
+    assert "no T1 image of these entities" in refusal(tmp_path, entities={"acq": "c"})
+    assert "Did you mean 'session'" in refusal(tmp_path, every="sesion")
+
+
+def test_an_image_with_a_label_map_comes_before_a_plainer_name(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01_T1w", "sub-01_run-2_T1w")
+    touch(tmp_path / "derivatives" / "manual", "sub-01_run-2_dseg")
+    assert listed(tmp_path)[0] == ["sub-01_run-2"]
+
+
+def test_label_maps_may_name_their_segmentation(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-01_T1w")
+    touch(tmp_path / "derivatives" / "x", "sub-01_seg-aparcaseg_dseg", "sub-01_atlas-AAL_dseg", "sub-01_hemi-L_dseg")
+    assert files(bids.scan_table(tmp_path), "sub-01", tmp_path)[1].endswith("sub-01_seg-aparcaseg_dseg.nii.gz")
+
+
+# --- whose ages ---
+
+
+def ages(folder: Path, participants: str, *names: str) -> tuple[dict[str, str], str]:
+    """Return scan -> age, where it is known, and what was told."""
+    touch(folder, *(f"{name}_T1w" for name in names))
+    (folder / "participants.tsv").write_text(participants)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        table = bids.scan_table(folder)
+    found = {scan: age for scan, age in zip(table["scan"], table["age"], strict=True) if age}
+    return found, "\n".join(str(warning.message) for warning in told)
+
+
+def test_participants_are_found_by_names_that_differ_by_zeros_or_sub(tmp_path: Path) -> None:
+    text = "participant_id\tage\n01\t20\n50772\t33\nSUB-3\t40\nsub-04\t41\n"
+    found, told = ages(tmp_path, text, "sub-01", "sub-0050772", "sub-03", "sub-04", "sub-05")
+    assert found == {"sub-01": "20", "sub-0050772": "33", "sub-03": "40", "sub-04": "41"}
+    assert "ids of 3 of 5 subjects that differ by zeros, case or 'sub-' ('50772' for sub-0050772)" in told
+    assert "no row that is surely one of 1 of 5 subjects (sub-05); their ages are not known" in told
+
+
+def test_a_name_that_may_be_several_people_is_nobodys(tmp_path: Path) -> None:
+    found, told = ages(tmp_path, "participant_id\tage\n1\t20\n01\t30\nsub-2\t40\n", "sub-001", "sub-2", "sub-02")
+    assert found == {"sub-2": "40"}
+    assert "2 of 3 subjects (sub-001, sub-02)" in told
+
+
+def test_exact_names_come_first(tmp_path: Path) -> None:
+    found, told = ages(tmp_path, "participant_id\tage\nsub-1\t20\nsub-01\t30\n", "sub-1", "sub-01")
+    assert (found, told) == ({"sub-1": "20", "sub-01": "30"}, "")
+
+
+def test_ages_that_are_no_numbers_are_told_and_the_usual_words_for_none_are_not(tmp_path: Path) -> None:
+    text = "participant_id\tage\nsub-1\t89+\nsub-2\tn/a\nsub-3\t034Y\nsub-4\t999\nsub-5\t\nsub-6\t7.5\n"
+    found, told = ages(tmp_path, text, *(f"sub-{k}" for k in range(1, 7)))
+    assert found == {"sub-6": "7.5"}
+    assert "3 ages that are no number of years (89+, 034Y, 999); taken as not known" in told
+
+
+def test_ages_of_sessions(tmp_path: Path) -> None:
+    names = ("sub-01_ses-1", "sub-01_ses-02", "sub-02_ses-1", "sub-03_ses-1", "sub-03_ses-2")
+    rows = ("01\t1\t20", "sub-01\tses-1\t20", "sub-01\tses-2\t22", "sub-02\tses-1\t30", "sub-02\tses-1\t31")
+    rows += ("sub-03\tses-1\t40", "sub-03\tses-2\t41")
+    touch(tmp_path, *(f"{name}_T1w" for name in names))
+    (tmp_path / "sub-03" / "sub-03_sessions.tsv").write_text("session_id\tage\nses-1\t45\nses-02\t46\n")
+    found, told = ages(tmp_path, "\n".join(("participant_id\tsession_id\tage", *rows)) + "\n", *names)
+    assert found == {"sub-01_ses-1": "20", "sub-01_ses-02": "22", "sub-03_ses-1": "45", "sub-03_ses-2": "46"}
+    assert "several ages (30, 31) in rows of one person or session" in told
+
+
+@pytest.mark.parametrize(
+    ("unit", "age", "said"),
+    [
+        ("years", "24", ""),
+        ("months", "2", "ages in months; turned into years"),
+        ("days", "0.0657084", "ages in days; turned into years"),
+        ("score", "", "the unit 'score' of ages; the ages are taken as not known"),
+    ],
+)
+def test_ages_have_the_unit_that_the_tree_says(tmp_path: Path, unit: str, age: str, said: str) -> None:
+    (tmp_path / "participants.json").write_text(json.dumps({"age": {"Units": unit, "Description": "age"}}))
+    found, told = ages(tmp_path, "participant_id\tage\nsub-01\t24\n", "sub-01")
+    assert found.get("sub-01", "") == age and said in told and bool(told) == bool(said)
+
+
+def test_ages_of_a_table_of_files_are_told_too(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").touch()
+    rows = ("a,a,a.nii,a.nii,89+", "b,b,a.nii,a.nii,n/a", "c,c,a.nii,a.nii,40")
+    (tmp_path / "mine.csv").write_text("\n".join(("scan,subject,image,labels,age", *rows)) + "\n")
+    with pytest.warns(Doubt, match=r"mine.csv: 1 ages that are no number of years \(89\+\); taken as not known"):
+        assert list(tables.scan_table(tmp_path / "mine.csv")["age"]) == ["89+", "n/a", "40"]

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from dmir import registry
 from dmir.cli import main
 from dmir.cohorts.splits import splits_folder
 from dmir.config import ConfigError, Network, parse_config, read_config
 from dmir.config.documents import json_schema, readme
-from dmir.config.models import METHOD_MODELS, Preprocess, Training
+from dmir.config.models import Preprocess, Training
 from dmir.networks import hyperparameter_names, network_names
 from dmir.preprocess import preprocess_scan
 from dmir.training import TrainingSettings
@@ -136,7 +137,9 @@ def test_generated_documents_are_in_step():
 def test_settings_of_a_classical_method_are_its_parameters_with_the_same_defaults(name):
     register = importlib.import_module(f"dmir.methods.{name}").register
     keywords = {p.name: p.default for p in inspect.signature(register).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    fields = {key: field.default for key, field in METHOD_MODELS[name].model_fields.items() if key != "algorithm"}
+    fields = {
+        key: field.default for key, field in registry.settings_model(name).model_fields.items() if key != "algorithm"
+    }
     assert {key: _plain(value) for key, value in fields.items()} == {key: _plain(v) for key, v in keywords.items()}
 
 
@@ -149,7 +152,8 @@ def test_training_and_preprocessing_settings_are_parameters_of_the_library():
     assert set(Training.model_fields) - {"gpus"} == training  # how many cards share the work changes no result
     keywords = set(inspect.signature(preprocess_scan).parameters)
     own = {"image", "labels", "mask", "atlas", "structures", "where"}
-    assert set(Preprocess.model_fields) - {"flagged"} == keywords - own  # flagged concerns those who use the scans
+    others = {"flagged", "strict"}  # concern those who use the scans, and who read their files
+    assert set(Preprocess.model_fields) - others == keywords - own
 
 
 def test_cards_that_cannot_share_a_steps_pairs_are_refused():
@@ -214,6 +218,7 @@ def test_the_papers_comparison_with_its_data_in_place(monkeypatch, tmp_path, cap
                 (lpba / name / f"{name}.delineation.{kind}.{ending}").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dmir.cli._building", lambda *_: [])  # networks of 160x192x224 are tested elsewhere
+    monkeypatch.setattr("dmir.cli._look_at_labels", lambda *_: None)  # in empty files there is nothing to look at
     assert main(["check", str(ROOT / "config" / "paper.yaml")]) == 0
     told = capsys.readouterr().out
     assert "255 train" in told and "145 test" in told and "4 atlas" in told and "580 pairs" in told
@@ -235,6 +240,7 @@ def test_the_example_of_five_scans_in_a_folder(monkeypatch, tmp_path, capsys):
     assert "15 of 15 files missing: my-scans/s01_T1w.nii.gz" in capsys.readouterr().err
     for name in table[["image", "labels", "mask"]].to_numpy().ravel():
         (folder / name).touch()
+    monkeypatch.setattr("dmir.cli._look_at_labels", lambda *_: None)
     assert main(["check", str(examples / "own-data.yaml")]) == 0
     assert "1 atlas, 4 test scans of 5 subjects; 4 pairs" in capsys.readouterr().out
 

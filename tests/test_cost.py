@@ -27,6 +27,7 @@ SMALL = {
     "transmorph": {"embedding": 8, "depths": [2, 2], "heads": [2, 4], "window": [2, 3, 3], "drop_path": 0.0},
     "xmorpher": {"channels": [8, 16], "depths": [1, 1], "heads": [1, 2], "head_channels": 4, "drop_path": 0.0},
     "transmatch": {"embedding": 8, "depths": [2, 2], "heads": [2, 4], "cross_heads": 2, "drop_path": 0.0},
+    "pyramid": {"channels": [4, 6, 8], "heads": [1, 2, 2], "head_channels": 3},
     "caml": {"detail_channels": [4, 6], "channels": [8, 16], "depths": [1, 1], "heads": [1, 2]},
 }
 
@@ -151,6 +152,19 @@ def test_the_objective_alone_is_less_than_the_step():
     alone = count_objective((32, 32, 32), {})
     assert 0 < alone.moved_gb < step.moved_gb
     assert alone.gflop == 0
+
+
+def test_the_objective_is_counted_whole_with_any_number_of_threads():
+    """On a CPU threads share its slabs, and a count is of one thread."""
+    shape, threads = (48, 64, 48), torch.get_num_threads()
+    try:
+        counted = []
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            counted.append(count_objective(shape, {"similarity": "lncc", "window": 7}))
+    finally:
+        torch.set_num_threads(threads)
+    assert counted[0] == counted[1] and counted[0].moved_gb > 0
 
 
 def test_full_size_is_counted_for_the_smallest_network():

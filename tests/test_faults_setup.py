@@ -55,12 +55,15 @@ def project(tmp_path):
     package(folder / "needed", "needed")
     shutil.copy(ROOT / "Makefile", folder)
     (folder / "requirements.txt").write_text("./needed\n")
+    (folder / "requirements-elastix.txt").write_text("")
     (folder / "constraints.txt").write_text("")
     return folder
 
 
 def environment():
-    return {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    """A user's own `make`, though the tests may run under one, which would tell folders and hand down its flags."""
+    without = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+    return {**without, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 
 
 def make(folder):
@@ -103,6 +106,22 @@ def test_an_interrupted_set_up_goes_on_with_the_same_make(project):
     assert works(project)
     assert not half.exists()  # nothing of what was interrupted is trusted
     assert "up to date" in make(project)
+
+
+def test_a_second_make_waits_for_the_one_that_installs(project):
+    (project / "needed" / "wait").touch()
+    words = {"cwd": project, "env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    first = subprocess.Popen(["make", STAMP], **words)
+    end = time.monotonic() + 300
+    while not (project / "needed" / "building").exists():
+        assert first.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    second = subprocess.Popen(["make", STAMP], **words)
+    assert "Another make installs the packages: waiting for it." in second.stdout.readline()
+    (project / "needed" / "wait").unlink()
+    told = second.communicate(timeout=300)[0]
+    assert first.wait(timeout=300) == second.returncode == 0
+    assert "Installing" not in told and works(project)
 
 
 def test_a_finished_environment_is_upgraded_in_place_and_an_interrupted_upgrade_begun_anew(project):

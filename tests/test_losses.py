@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import mutual_info_score
 
+from dmir import filters
 from dmir.errors import InputError
-from dmir.losses import diffusion, dissimilarity, lncc, mse, mutual_information
+from dmir.losses import _pooled_lncc, diffusion, dissimilarity, lncc, mse, mutual_information
 
 LPBA40 = Path(__file__).parents[2] / "shared" / "data" / "lpba40"
 
@@ -77,6 +78,33 @@ def test_lncc_and_its_gradient_agree_with_direct_sums(pair):
     assert relative(found, truth) < 1e-4
     assert relative(fixed.grad, truth_fixed.grad) < 1e-4
     assert relative(warped.grad, truth_warped.grad) < 1e-4
+
+
+@pytest.mark.parametrize("window", [3, 7, 9])
+def test_both_ways_to_lncc_and_its_gradient_agree(window):
+    pairs = [torch.cat([image, image.flip(2)]) for image in simulated_pair()]  # a batch of two
+    values, gradients = [], []
+    for function in (lncc, _pooled_lncc):
+        inputs = [image.double().requires_grad_() for image in pairs]
+        values.append(function(*inputs, window))
+        gradients += [torch.autograd.grad(3 * values[-1], inputs)]
+    torch.testing.assert_close(*values, rtol=1e-9, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-12)
+
+
+def test_lncc_has_the_same_bits_in_slabs_of_any_number_of_threads():
+    fixed, warped = (F.interpolate(image, scale_factor=2.5) for image in simulated_pair())
+    assert fixed.numel() > filters.WHOLE
+    found, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            leaf = warped.clone().requires_grad_()
+            value = lncc(fixed, leaf)
+            found.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_lncc_of_other_windows_agrees_with_direct_sums():

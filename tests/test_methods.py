@@ -16,10 +16,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from dmir import networks
+from dmir import networks, registry
 from dmir.errors import DmirError, InputError
 from dmir.fields import integrate, load_field, onto_moving_grid, pair_field, save_field, warp
-from dmir.methods import ALGORITHMS, describe, elastix, isolated, network, register
+from dmir.methods import describe, elastix, isolated, network, register
 from dmir.methods.isolated import register_isolated, register_pairs
 from dmir.training.weights import save_weights
 from dmir.volumes import Grid, Volume, read_image, reorient, write_volume
@@ -392,11 +392,10 @@ def test_records_have_the_columns_of_the_networks_records():
 
 
 def test_classical_libraries_are_imported_only_when_they_are_used():
-    import subprocess
-
+    modules = [registry.find(name).module for name in registry.names("method")]
     program = (
         "import sys, dmir.methods, dmir.methods.isolated; from importlib import import_module as load;"
-        f"[load(m) for m in {list(ALGORITHMS.values())}]; print([m for m in ('ants', 'itk') if m in sys.modules])"
+        f"[load(m) for m in {modules}]; print([m for m in ('ants', 'itk', 'torch') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -26,6 +26,7 @@ SMALL = {
     "transmorph": {"embedding": 8, "depths": [2, 1, 2], "heads": [1, 2, 2], "window": [2, 3, 2], "head_channels": 6},
     "xmorpher": {"channels": [8, 16, 16], "depths": [1, 2, 1], "heads": [1, 2, 2], "head_channels": 6},
     "transmatch": {"embedding": 8, "depths": [2, 1, 2], "heads": [1, 2, 2], "window": [2, 3, 2], "cross_heads": 2},
+    "pyramid": {"channels": [4, 6, 8], "heads": [1, 2, 2], "head_channels": 3},
 }
 NAMES = list(SMALL)
 SWITCHES = [dict(zip(("caml", "rbsc", "carsc"), on, strict=True)) for on in itertools.product((False, True), repeat=3)]
@@ -164,7 +165,7 @@ def test_each_part_of_the_proposed_network_adds_its_parameters():
 # --- what every network does ---
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pyramid"])  # which matches from the first step on
 def test_training_starts_near_the_identity(name):
     moving, fixed = images(16, 16, 16)
     displacement = build(name, (16, 16, 16))(moving, fixed)

@@ -16,9 +16,11 @@ import pandas as pd
 import pytest
 from workflow_runs import ROOT, checkout, environment, jobs, lease_of, snakemake, start, wait_for, write_config
 
+from dmir.tables import read_table
+
 SHARED = ROOT.parent / "shared" / "data"
 NETWORKS = ["voxelmorph", "vit_v_net", "transmorph", "xmorpher", "transmatch", "caml"]
-METHODS = ["affine", "syn", "elastix", *NETWORKS]
+METHODS = ["affine", "syn", "elastix", "descent", *NETWORKS]
 LEVELS = {"depths": [1, 1], "heads": [1, 2]}
 pytestmark = pytest.mark.pipeline
 
@@ -313,24 +315,29 @@ def test_a_missing_file_is_told_before_anything_runs(tmp_path):
     assert "a.nii.gz" in text and "Traceback" not in text and not (folder / "results" / "preprocessed").exists()
 
 
-def write_blocks(folder, sizes):
-    """Write a block of the same noise with two structures for each name; return image and labels by name."""
+def write_balls(folder, sizes):
+    """Write a ball of the same noise, so long along the first axis, with two structures for each name.
+
+    Returns image and labels by name.
+    """
     import nibabel as nib
 
-    noise = 50 + np.random.default_rng(0).random((24, 24, 24)) * 50
+    noise = 50 + np.random.default_rng(0).random((40, 40, 40)) * 50
+    places = np.mgrid[:40, :40, :40] - 19.5
     files = {}
-    for name, size in sizes.items():
-        data = np.zeros((40, 40, 40), np.float32)
-        data[8 : 8 + size, 8:32, 8:32] = noise[:size]
+    for number, (name, size) in enumerate(sizes.items()):
+        inside = sum((place / half) ** 2 for place, half in zip(places, (size / 2, 15, 15), strict=True)) < 1
+        data = np.where(inside, noise, 0).astype(np.float32)
+        data[20, 20, 20] += number  # or one file would be in several splits
         labels = np.zeros(data.shape, np.int16)
-        labels[9:12, 10:20, 10:20], labels[13:18, 12:30, 12:30] = 21, 22
+        labels[15:18, 12:22, 12:22], labels[20:25, 14:28, 14:28] = 21, 22
         for kind, volume in (("image", data), ("labels", labels)):
             nib.save(nib.Nifti1Image(volume, np.diag([4, 4, 4, 1])), folder / f"{name}_{kind}.nii.gz")
         files[name] = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "labels")]
     return files
 
 
-BLOCKS = {
+BALLS = {
     "methods": ["affine"],
     "grid": {"shape": [32, 32, 32], "spacing": 4.0},
     "preprocess": {"skull_strip": "none", "bias_correction": False, "affine": False},
@@ -338,52 +345,61 @@ BLOCKS = {
 
 
 def test_several_atlases_both_directions_and_flagged_scans(tmp_path):
-    """Pairs go to every atlas and, in the other cohort, from it; those of a flagged scan are rows with their reason."""
-    splits = {"one": "atlas", "two": "atlas", "good": "test", "small": "test"}
-    files = write_blocks(tmp_path, dict.fromkeys(splits, 24) | {"small": 10})
+    """Pairs go to every atlas and, in the other cohort, from it; those of a flagged scan are rows with their reason.
+
+    Cohorts, scans, subjects and methods have names that YAML, pandas or both would make something else of.
+    """
+    methods = ["affine", "nan"]
+    splits = {"007": "atlas", "1_2344": "atlas", "None": "test", "NA": "test"}
+    files = write_balls(tmp_path, dict.fromkeys(splits, 30) | {"NA": 10})
     cohort = {"source": "table", "table": "mine.csv", "structures": "lpba56"}
     configuration = {
-        **BLOCKS,
-        "train_on": "mine",
-        "test_on": ["mine", "mine_back"],
-        "preprocess": {**BLOCKS["preprocess"], "flagged": "leave_out"},
-        "cohorts": {"mine": cohort, "mine_back": {**cohort, "pairs": "atlas_to_scan", "reference": "two"}},
+        **BALLS,
+        "train_on": "2021",
+        "test_on": ["2021", "1e5"],
+        "methods": methods,
+        "settings": {"nan": {"algorithm": "affine"}},
+        "preprocess": {**BALLS["preprocess"], "flagged": "leave_out"},
+        "cohorts": {"2021": cohort, "1e5": {**cohort, "pairs": "atlas_to_scan", "reference": "1_2344"}},
     }
     folder = checkout(tmp_path, configuration)
     table_of_files(folder / "mine.csv", [(name, name, split, *files[name]) for name, split in splits.items()])
     snakemake(folder)
     results = folder / "results"
-    records = pd.read_csv(results / "scores/pairs.csv").set_index("cohort")
-    there, back = (records.loc[name] for name in ("mine", "mine_back"))
+    records = read_table(results / "scores/pairs.csv").set_index("cohort")
+    there, back = (records.loc[name] for name in ("2021", "1e5"))
     assert set(zip(there["moving"], there["fixed"], there["status"], strict=True)) == {
-        ("good", "one", "ok"),
-        ("good", "two", "ok"),
-        ("small", "one", "left out"),
-        ("small", "two", "left out"),
+        ("None", "007", "ok"),
+        ("None", "1_2344", "ok"),
+        ("NA", "007", "left out"),
+        ("NA", "1_2344", "left out"),
     }
     assert set(zip(back["moving"], back["fixed"], strict=True)) == {
-        *(("one", "good"), ("two", "good"), ("one", "small"), ("two", "small"))
+        *(("007", "None"), ("1_2344", "None"), ("007", "NA"), ("1_2344", "NA"))
     }
-    assert records.loc[records["status"] == "left out", "reason"].str.contains("small is flagged: brain volume").all()
-    table = pd.read_csv(results / "tables/comparison.csv").set_index("cohort")
+    assert records.loc[records["status"] == "left out", "reason"].str.contains("NA is flagged: brain volume").all()
+    table = read_table(results / "tables/comparison.csv")
+    assert list(zip(table["cohort"], table["method"], strict=True)) == [
+        (c, m) for c in ("2021", "1e5") for m in methods
+    ]
     assert (table["n"] == 2).all() and (table["failed"] == 2).all()
     assert "flagged" in (results / "tables/comparison.md").read_text()
-    grids = [json.loads((results / f"preprocessed/{c}/two/quality.json").read_text()) for c in ("mine", "mine_back")]
-    assert "affine_scale" in grids[0] and grids[1]["mask_overlap"] == 1  # there, the scan two is the reference
-    assert (results / "preprocessed/mine/contact_sheet.png").stat().st_size > 5000
+    grids = [json.loads((results / f"preprocessed/{c}/1_2344/quality.json").read_text()) for c in ("2021", "1e5")]
+    assert "affine_scale" in grids[0] and grids[1]["mask_overlap"] == 1  # there, the scan 1_2344 is the reference
+    assert (results / "preprocessed/2021/contact_sheet.png").stat().st_size > 5000
     assert pd.read_csv(results / "tables/preprocessing.csv")["flagged"].tolist() == [1, 1]
 
 
 def test_a_bad_scan_fails_with_its_own_message_and_the_others_go_on(tmp_path):
     """One truncated volume among good ones: its name and what to do are on the terminal, not a traceback."""
     splits = {"atlas": "atlas", "good": "test", "cut": "test"}
-    files = write_blocks(tmp_path, dict.fromkeys(splits, 24))
+    files = write_balls(tmp_path, dict(zip(splits, (30, 29, 28), strict=True)))
     # relative to the table
     rows = [(name, name, split, *(f"../{path.name}" for path in files[name])) for name, split in splits.items()]
     cut = tmp_path / "cut_image.nii.gz"
     cut.write_bytes(cut.read_bytes()[:1500])
     configuration = {
-        **BLOCKS,
+        **BALLS,
         "train_on": "mine",
         "test_on": ["mine"],
         "cohorts": {"mine": {"source": "table", "table": "mine.csv", "structures": "lpba56"}},

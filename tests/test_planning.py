@@ -9,6 +9,7 @@ import torch
 
 from dmir import cli
 from dmir.config import parse_config, read_config
+from dmir.methods import syn
 from dmir.planning import plan as planning
 from dmir.planning import trial
 from dmir.planning.device_speed import DeviceSpeed, measure_speed, roofline, roofline_seconds
@@ -40,7 +41,7 @@ training: {{steps: 10, validate_every: 5}}
 settings:
   syn: {{iterations: [40, 20], radius: 2}}
   voxelmorph: {{network: {{encoder: [4, 8], decoder: [8, 8, 4], integration_steps: 0}}}}
-  refined: {{algorithm: refinement, of: voxelmorph, steps: 5}}
+  refined: {{algorithm: refinement, of: voxelmorph, stages: [{{voxel: 8, steps: 5}}]}}
 """
     path = tmp_path / "config.yaml"
     path.write_text(text)
@@ -115,7 +116,7 @@ def test_the_plan_counts_what_the_pipeline_does(small, fast):
     assert set(rows.loc["score", "cpu_basis"]) == {"constant"}
     network, refined = (rows.loc[("register", f"{name} on simulated")] for name in ("voxelmorph", "refined"))
     assert refined["cpu_s"] > network["cpu_s"]
-    assert refined["note"] == "voxelmorph, then 5 steps of the objective"
+    assert refined["note"] == "voxelmorph, then at most 5 steps of descent"
     assert found.disk["one field"] == pytest.approx(4 * 3 * 16 * 20 * 24 / 1e9)
     # image float16 and label map int16 of 3 training scans, 1 of val and the atlas
     assert found.disk["stays: images that the trainings share"] == pytest.approx((2 + 2) * 5 * 16 * 20 * 24 / 1e9)
@@ -159,7 +160,7 @@ def test_a_job_is_never_divided_among_cards():
 
 
 def test_syns_work_halves_its_grid_from_level_to_level():
-    assert trial.voxel_iterations((8, 8, 8), [160, 80, 40]) == 512 * (160 / 64 + 80 / 8 + 40)
+    assert syn.voxel_iterations((8, 8, 8), [160, 80, 40]) == 512 * (160 / 64 + 80 / 8 + 40)
 
 
 @pytest.mark.parametrize(

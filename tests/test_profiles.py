@@ -10,6 +10,8 @@ import pytest
 import yaml
 from workflow_runs import SMALL, checkout, environment, lease_of
 
+from dmir.report.products import PRODUCTS
+
 ROOT = Path(__file__).parents[1]
 STAGES = ("cohort", "preprocess", "train", "register", "evaluate", "report")
 
@@ -21,7 +23,8 @@ def profile(name):
 def rules_of(*names):
     text = "".join((ROOT / "rules" / f"{name}.smk").read_text() for name in names)
     found = re.findall(r"^(?:use )?rule (\w+)(?: as (\w+))?", text, re.MULTILINE)
-    return {alias or name for name, alias in found}
+    products = {product.name for product in PRODUCTS} if "report" in names else set()
+    return {alias or name for name, alias in found} | products
 
 
 def test_every_table_and_figure_is_in_a_group_on_slurm():
@@ -39,7 +42,7 @@ def test_what_a_profile_sets_for_a_rule_is_of_a_rule_that_there_is(name):
 @pytest.mark.parametrize("name", ["slurm", "lsf", "sge"])
 def test_a_cluster_lets_as_many_gpu_jobs_run_as_it_has_cards(name):
     assert "resources" not in profile(name)  # a limit there is one of the whole cluster
-    assert set(profile(name)["set-resources"]) == {"train", "register_network"}
+    assert set(profile(name)["set-resources"]) == {"train", "register_network", "register_descent"}
 
 
 @pytest.mark.pipeline

@@ -21,7 +21,7 @@ from dmir.cli import main
 from dmir.errors import InputError
 from dmir.fields import integrate, load_field
 from dmir.networks import build
-from dmir.networks.published import convert, read_state
+from dmir.networks.published import Published, build_published, convert, read_published, read_state
 from dmir.training.weights import load_weights
 
 # --- the published names and shapes ---
@@ -499,6 +499,14 @@ def test_a_damaged_byte_and_a_compressed_archive_are_refused(tmp_path):
         lambda state: {"state_dict": state, "epoch": 3, "best_dsc": np.float64(0.75), "optimizer": {"state": {}}},
         lambda state: {"model_state": state, "config": {"inshape": (32, 48, 16)}},
         lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
+        lambda state: {f"_orig_mod.{key}": tensor for key, tensor in state.items()},
+        lambda state: {f"module._orig_mod.{key}": tensor for key, tensor in state.items()},
+        lambda state: {f"_orig_mod.module.{key}": tensor for key, tensor in state.items()},
+        lambda state: {
+            f"a._orig_mod.{key[2:]}" if key[:2] == "a." else key: state[key] for key in state
+        },  # a part of it
+        lambda state: {"model": {"state_dict": {f"model.{key}": state[key] for key in state}}, "epoch": 3},
+        lambda state: {"model_state_dict": state},
     ],
 )
 def test_checkpoints_are_read_as_they_were_saved(tmp_path, wrap):
@@ -507,6 +515,115 @@ def test_checkpoints_are_read_as_they_were_saved(tmp_path, wrap):
     found = read_state(tmp_path / "weights.pth.tar")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+# --- what a file says of itself ---
+
+
+VOXELMORPH_CONFIG = {"inshape": SHAPE, "nb_unet_features": [[4, 6], [6, 5, 5, 4]], "nb_unet_levels": None} | {
+    **{"unet_feat_mult": 1, "nb_unet_conv_per_level": 1, "int_steps": 7, "int_downsize": 2, "bidir": False},
+    **{"use_probs": False, "src_feats": 1, "trg_feats": 1, "unet_half_res": False},
+}
+"""As VoxelMorph's code saves it: every argument of the constructor, defaults included."""
+
+
+def voxelmorph_file(shape=None, **config):
+    """Return a file of a small VoxelMorph with its config; without one, where there is nothing in it."""
+    state = state_of(voxelmorph_names([4, 6], [6, 5, 5, 4], shape=shape))
+    return Published(state, {**VOXELMORPH_CONFIG, **config} if config else {})
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_voxelmorphs_own_config_is_taken(tmp_path, capsys, steps):
+    published = voxelmorph_file(int_steps=steps, int_downsize=1)
+    torch.save({"config": published.config, "model_state": published.state}, tmp_path / "weights.pt")
+    command = ["convert-weights", str(tmp_path / "weights.pt"), "--network", "voxelmorph"]
+    assert main([*command, "--out", str(tmp_path / "model.safetensors")]) == 0
+    network, metadata = load_weights(tmp_path / "model.safetensors")
+    assert network.hyperparameters == {
+        **{"encoder": [4, 6], "decoder": [6, 5, 5, 4], "downsampling": "pool"},
+        **{"integration_steps": steps, "integration_downsampling": 1},
+    }
+    assert tuple(metadata["grid"]["shape"]) == SHAPE
+    pair = torch.rand(1, 2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        displacement = plain_voxelmorph(published.state, pair)
+        same = torch.allclose(network(pair[:, :1], pair[:, 1:]), displacement, rtol=1e-4, atol=1e-4)
+    assert same == (steps == 0)
+
+
+def test_one_number_of_features_is_multiplied_from_level_to_level():
+    published = Published({}, {**VOXELMORPH_CONFIG, "nb_unet_features": 4, "nb_unet_levels": 3, "unet_feat_mult": 1.5})
+    state = state_of(voxelmorph_names([4, 6], [9, 6, 4]))  # 4, 6, 9 down, the same up
+    network = build_published(Published(state, published.config), "voxelmorph")
+    assert (network.hyperparameters["encoder"], network.hyperparameters["decoder"]) == ([4, 6], [9, 6, 4])
+
+
+def test_a_file_whose_warper_stands_alone_gives_a_displacement():
+    """VoxelMorph-1 and -2 as TransMorph's authors trained them: no config, no layer that integrates."""
+    network = build_published(voxelmorph_file(SHAPE), "voxelmorph", encoder=[4, 6], decoder=[6, 5, 5, 4])
+    assert network.hyperparameters["integration_steps"] == 0
+    assert network.shape == SHAPE
+
+
+def test_what_a_file_says_of_itself_is_not_overruled():
+    with pytest.raises(InputError, match=r"integration_steps = 7: found integration_steps = 0 in the published file"):
+        build_published(voxelmorph_file(int_steps=0), "voxelmorph", integration_steps=7)
+    with pytest.raises(InputError, match=r"shape = \[16, 16, 16\]: found shape = \[32, 48, 16\]"):
+        build_published(voxelmorph_file(int_steps=0), "voxelmorph", (16, 16, 16))
+    for case in ("voxelmorph", "vit_v_net", "transmorph", "transmorph of OASIS"):
+        names, hyperparameters = CASES[case]
+        name = case.split()[0]
+        published = Published(state_of(names), {})
+        assert build_published(published, name, **hyperparameters).shape == SHAPE
+        with pytest.raises(InputError, match=r"found shape = \[32, 48, 16\] in the published file itself"):
+            build_published(published, name, (48, 32, 16), **hyperparameters)
+    assert build_published(voxelmorph_file(int_steps=0), "voxelmorph", SHAPE, integration_steps=0).shape == SHAPE
+
+
+def test_a_file_that_contradicts_itself_is_refused():
+    with pytest.raises(InputError, match=r"inshape \[16, 16, 16\] in its config and a warper for \[32, 48, 16\]"):
+        build_published(voxelmorph_file(SHAPE, inshape=(16, 16, 16)), "voxelmorph")
+    with pytest.raises(InputError, match="int_steps 7 in its config, but no integration"):
+        build_published(voxelmorph_file(SHAPE, int_steps=7), "voxelmorph")
+    state = voxelmorph_file(SHAPE).state | {"integrate.transformer.grid": torch.zeros(1, 3, 16, 24, 8)}
+    assert build_published(Published(state, VOXELMORPH_CONFIG), "voxelmorph").hyperparameters["integration_steps"] == 7
+    with pytest.raises(InputError, match="int_steps 0 in its config, and integration"):
+        build_published(Published(state, {**VOXELMORPH_CONFIG, "int_steps": 0}), "voxelmorph")
+
+
+def test_what_a_file_does_not_say_and_must_be_known_is_asked_for():
+    given = {"encoder": [4, 6], "decoder": [6, 5, 5, 4]}
+    with pytest.raises(InputError, match="--shape: found nothing"):
+        build_published(voxelmorph_file(), "voxelmorph", **given)
+    with pytest.raises(InputError, match=r"integration_steps: found nothing .* Give it: --set integration_steps=0"):
+        build_published(voxelmorph_file(), "voxelmorph", SHAPE, **given)
+    assert build_published(voxelmorph_file(), "voxelmorph", SHAPE, **given, integration_steps=0).shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"unet_half_res": True}, "unet_half_res = True"),
+        ({"src_feats": 3}, "src_feats = 3"),
+        ({"nb_unet_conv_per_level": 2}, "nb_unet_conv_per_level = 2"),
+        ({"reg_field": "warp"}, "reg_field = 'warp' in its config, whose meaning is not known"),
+        ({"inshape": 5}, "a config that is none"),
+        ({"nb_unet_features": [[4, 6]]}, "a config that is none"),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(config, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        build_published(voxelmorph_file(**config), "voxelmorph")
+
+
+def test_several_state_dicts_are_refused(tmp_path):
+    torch.save({"model": {"a": torch.ones(1)}, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=r"several state dicts \(state_dict, model\)"):
+        read_state(tmp_path / "weights.pt")
+    torch.save({"a": torch.ones(1), "_orig_mod.a": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match="tensors of one name"):
+        read_published(tmp_path / "weights.pt")
 
 
 # --- the command ---

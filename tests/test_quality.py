@@ -14,6 +14,7 @@ from scipy import ndimage
 from dmir.errors import InputError
 from dmir.fields import save_field
 from dmir.methods.records import COLUMNS, divide_pairs, write_records
+from dmir.metrics import endpoint_error
 from dmir.preprocess import denoise, preprocess_atlas
 from dmir.preprocess.contact_sheet import MOST_TILES, _shown, contact_sheet
 from dmir.preprocess.denoise import noise_level
@@ -197,3 +198,15 @@ def test_truth_between_two_scans_goes_through_the_template(tmp_path: Path) -> No
     between = np.subtract(shift["m"], shift["f"])
     np.testing.assert_allclose(truth_of_pair(files, "m", "f")[centre], between, atol=1e-3)
     assert truth_of_pair({}, "m", "f") is None
+
+
+def test_where_a_truth_has_no_inverse_the_pair_has_no_truth(tmp_path):
+    noise = np.zeros((3, 12, 11, 10), np.float32)
+    noise[:, 3:8, 3:8, 3:8] = 3 * np.random.default_rng(0).normal(size=(3, 5, 5, 5))
+    save_field(tmp_path / "noise.nii.gz", noise, np.eye(4))
+    truth = truth_of_pair({"f": tmp_path / "noise.nii.gz"}, "template", "f")
+    known = np.isfinite(truth).all(axis=0)
+    assert 0 < (~known).sum() < known.size / 2
+    error = endpoint_error(np.zeros_like(noise), truth, np.eye(4))
+    assert len(error) == known.sum() and np.isfinite(error).all()
+    assert np.isnan(endpoint_error(noise, np.full_like(noise, np.nan), np.eye(4))).all()

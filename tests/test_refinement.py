@@ -1,9 +1,10 @@
-"""Refinement: never a higher loss, the truth approached, and a row of its own in configuration, pipeline and report."""
+"""Refinement: descent from any method's field, and a row of its own in configuration, pipeline and report."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,20 +18,22 @@ from dmir import networks
 from dmir.config import Network, Refinement, parse_config
 from dmir.config.base import ConfigError
 from dmir.errors import InputError
-from dmir.fields import integrate, jacobian_determinant, load_field, warp
-from dmir.losses import diffusion, lncc
+from dmir.fields import folded_voxels, integrate, load_field, warp
+from dmir.losses import lncc, mse, mutual_information
 from dmir.methods import refinement, register
+from dmir.methods.descending import find_field
+from dmir.methods.isolated import register_isolated
 from dmir.methods.network import register_pairs
 from dmir.methods.refinement import refine
+from dmir.methods.stages import Stage
 from dmir.report.names import method_name
 from dmir.report.style import METHOD_COLOURS, method_colours, method_markers
-from dmir.training.objective import Objective
 from dmir.training.weights import save_weights
 from dmir.volumes import Grid, Volume, write_volume
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (20, 24, 22)
-OPTIONS = {"window": 5, "regularisation": 0.2}
+ONE = (Stage(1, 6),)
 
 
 def smooth(seed, sigma, shape=SHAPE):
@@ -53,9 +56,8 @@ def start(pair):
     return pair[2] * 0.66 + 0.1 * rough
 
 
-def loss(pair, displacement, **options):
-    objective = Objective(**{"similarity": "lncc", **OPTIONS, **options})
-    return float(objective(pair[1], warp(pair[0], displacement), displacement)[0])
+def likeness(pair, displacement, similarity=lncc):
+    return float(similarity(pair[1], warp(pair[0], displacement), *([5] if similarity is lncc else [])))
 
 
 def error(pair, displacement):
@@ -65,89 +67,46 @@ def error(pair, displacement):
 
 
 def test_the_truth_is_approached_without_folding(pair, start):
-    refined = refine(*pair[:2], start, **OPTIONS)
+    refined = refine(*pair[:2], start)
     assert refined.shape == start.shape and refined.dtype == torch.float32
     assert error(pair, start) > 0.3
     assert error(pair, refined) < 0.6 * error(pair, start)
-    assert (jacobian_determinant(refined) > 0).all()
+    assert folded_voxels(refined[0]) == 0
 
 
-@pytest.mark.parametrize("similarity", ["lncc", "mse", "mutual_information"])
-def test_the_loss_is_lower_than_at_the_start(similarity, pair, start):
-    refined = refine(*pair[:2], start, steps=4, similarity=similarity, **OPTIONS)
-    assert loss(pair, refined, similarity=similarity) < loss(pair, start, similarity=similarity)
+@pytest.mark.parametrize(
+    ("similarity", "better"),
+    [("lncc", lncc), ("mse", lambda f, w: -mse(f, w)), ("mutual_information", mutual_information)],
+)
+def test_the_images_are_more_alike_than_at_the_start(similarity, better, pair, start):
+    refined = refine(*pair[:2], start, stages=[Stage(1, 10)], similarity=similarity)
+    assert likeness(pair, refined, better) > likeness(pair, start, better)
 
 
-@pytest.mark.parametrize("learning_rate", [0.1, 3.0, 1e4])
-@pytest.mark.parametrize("steps", [1, 5])
-def test_the_loss_is_never_higher_however_long_the_steps(steps, learning_rate, pair, start):
-    refined = refine(*pair[:2], start, steps=steps, learning_rate=learning_rate, **OPTIONS)
-    assert loss(pair, refined) <= loss(pair, start)
-    if learning_rate == 1e4:
-        assert torch.equal(refined, start)  # no step was any good
-
-
-def test_no_step_is_no_change(pair, start):
-    assert torch.equal(refine(*pair[:2], start, steps=0), start)
+def test_no_stage_is_no_change(pair, start):
+    assert torch.equal(refine(*pair[:2], start, stages=[]), start)
 
 
 def test_the_same_bits_every_time_and_inputs_untouched(pair, start):
     before = start.clone()
-    first = refine(*pair[:2], start, steps=3, **OPTIONS)
-    assert torch.equal(first, refine(*pair[:2], start, steps=3, **OPTIONS))
+    first = refine(*pair[:2], start, stages=ONE)
+    assert torch.equal(first, refine(*pair[:2], start, stages=ONE))
     assert torch.equal(start, before) and not first.requires_grad
 
 
 def test_it_works_on_what_inference_mode_made(pair, start):
-    expected = refine(*pair[:2], start, steps=2, **OPTIONS)
+    expected = refine(*pair[:2], start, stages=ONE)
     with torch.inference_mode():
         made = [tensor.clone() for tensor in (*pair[:2], start)]
-        assert torch.equal(refine(*made, steps=2, **OPTIONS), expected)
-    assert torch.equal(refine(*made, steps=2, **OPTIONS), expected)
+        assert torch.equal(refine(*made, stages=ONE), expected)
+    assert torch.equal(refine(*made, stages=ONE), expected)
 
 
-def test_the_first_step_goes_down_the_finite_differences(pair, start, monkeypatch):
-    """The gradient at one parameter, as Adam is given it, against differences of the loss in float64."""
-    given = []
-    step = torch.optim.Adam.step
-    monkeypatch.setattr(
-        torch.optim.Adam,
-        "step",
-        lambda self: (given.append(self.param_groups[0]["params"][0].grad.clone()), step(self)),
-    )
-    refine(*pair[:2], start, steps=1, **OPTIONS)
-    gradient = given[0]
-    place = tuple(int(i) for i in np.unravel_index(int(gradient.abs().argmax()), gradient.shape))
-    moving, fixed, u = pair[0].double(), pair[1].double(), start.double()
-    spread = [refinement._spreading(n, 2, 1.0).double() for n in SHAPE]
-    values = []
-    for change in (-1e-3, 1e-3):
-        correction = torch.zeros(gradient.shape, dtype=torch.float64)
-        correction[place] = change
-        moved = u + refinement._upsampled(correction, spread)
-        # the objective itself is float32: its two terms, in float64
-        values.append(float(-lncc(fixed, warp(moving, moved), 5) + 0.2 * diffusion(moved)))
-    assert float(gradient[place]) == pytest.approx((values[1] - values[0]) / 2e-3, rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("length", "downsampling", "smoothing"), [(20, 2, 1.0), (21, 3, 0.0), (7, 8, 2.0), (5, 1, 0.5)]
-)
-def test_a_shift_stays_a_shift_and_without_smoothing_points_keep_their_values(length, downsampling, smoothing):
-    matrix = refinement._spreading(length, downsampling, smoothing)
-    assert torch.allclose(matrix.sum(dim=1), torch.ones(length), atol=1e-6)
-    assert (matrix >= 0).all()
-    if smoothing == 0:
-        line = torch.linspace(0, 1, matrix.shape[1])
-        assert torch.allclose(matrix @ line, torch.linspace(0, 1, length), atol=1e-6)
-
-
-def test_a_smoother_correction_is_smoother(pair, start):
-    rough, even = (
-        refine(*pair[:2], start, steps=3, smoothing=sigma, window=5, regularisation=0.0) - start for sigma in (0.5, 2.0)
-    )
-    roughness = [float(u.diff(dim=2).square().mean() / u.square().mean()) for u in (rough, even)]
-    assert roughness[1] < 0.5 * roughness[0]
+def test_it_is_descent_from_that_start(pair, start):
+    """One code path: without a start the same stages are the same bits."""
+    nothing = torch.zeros_like(start)
+    found = find_field(pair[0][0], pair[1][0], (1, 1, 1), stages=ONE).displacement
+    assert torch.equal(refine(*pair[:2], nothing, stages=ONE)[0], found)
 
 
 # --- as a method ---
@@ -166,37 +125,78 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_two_volumes_are_registered_and_refined_with_the_objective_of_the_training(pair, weights):
+def test_two_volumes_are_registered_and_refined_by_the_similarity_of_the_training(pair, weights):
     moving, fixed = (Volume(image[0, 0].numpy(), np.eye(4)) for image in pair[:2])
     plain = register(moving, fixed, str(weights), device="cpu")
-    refined = register(moving, fixed, "refinement", weights=weights, steps=5, device="cpu")
-    own = {"similarity": "mse", "regularisation": 0.01}
-    expected = refine(*pair[:2], torch.from_numpy(plain)[None], steps=5, window=5, **own)[0].numpy()
+    refined = register(moving, fixed, "refinement", weights=weights, stages=ONE, device="cpu")
+    expected = refine(*pair[:2], torch.from_numpy(plain)[None], stages=ONE, similarity="mse")[0].numpy()
     assert np.array_equal(refined, expected)
     assert not np.array_equal(refined, plain)
     with pytest.raises(InputError, match="'refinement' without weights"):
         register(moving, fixed, "refinement")
+    with pytest.raises(InputError, match="both weights and of"):
+        register(moving, fixed, "refinement", weights=weights, of={"algorithm": "affine"})
 
 
-def test_pairs_of_files_are_refined_and_their_seconds_are_of_both(pair, weights, tmp_path):
+def test_any_other_methods_field_is_refined(pair):
+    moving, fixed = (Volume(image[0, 0].numpy(), np.eye(4)) for image in pair[:2])
+    syn = {"algorithm": "syn", "iterations": (10, 5)}
+    plain = register(moving, fixed, "syn", iterations=(10, 5))
+    refined = register(moving, fixed, "refinement", of=syn, stages=ONE, device="cpu")
+    expected = refine(*pair[:2], torch.from_numpy(plain)[None], stages=ONE)[0].numpy()
+    assert np.array_equal(refined, expected)
+    from_nothing = register(moving, fixed, "refinement", of={"algorithm": "affine"}, stages=ONE, device="cpu")
+    assert np.array_equal(from_nothing, register(moving, fixed, "descent", stages=ONE, device="cpu"))
+
+
+def test_pairs_of_files_are_refined_and_their_inverse_is_told(pair, weights, tmp_path):
     for name, image in zip(("moving", "fixed"), pair[:2], strict=True):
         write_volume(tmp_path / f"{name}.nii.gz", Volume(image[0, 0].numpy(), np.eye(4)))
     files = [("m", tmp_path / "moving.nii.gz", "f", tmp_path / "fixed.nii.gz")]
     calls = []
 
-    def watched(*tensors):
-        calls.append([tuple(tensor.shape) for tensor in tensors])
-        return refine(*tensors, steps=3, similarity="mse", regularisation=0.01)
+    def watched(*given):
+        calls.append([*(tuple(tensor.shape) for tensor in given[:3]), given[3]])
+        return refine(*given, stages=ONE)
 
     plain = register_pairs(files, tmp_path / "plain", weights, device="cpu")
     records = register_pairs(files, tmp_path / "refined", weights, device="cpu", refine=watched)
     assert (records.status == "ok").all() and (plain.status == "ok").all()
-    assert calls == [[(1, 1, *SHAPE), (1, 1, *SHAPE), (1, 3, *SHAPE)]] * 2  # once to warm up
+    assert calls == [[(1, 1, *SHAPE), (1, 1, *SHAPE), (1, 3, *SHAPE), [1.0, 1.0, 1.0]]] * 2  # once to warm up
     before, after = (
         torch.from_numpy(load_field(tmp_path / name / "m__f.nii")[0])[None] for name in ("plain", "refined")
     )
-    own = {"similarity": "mse", "regularisation": 0.01}
-    assert loss(pair, after, **own) < loss(pair, before, **own)
+    assert likeness(pair, after) > likeness(pair, before)
+    assert plain.inverse_mean.isna().all() and float(records.inverse_mean[0]) < 0.05
+
+
+def test_a_refinement_of_files_knows_what_a_scan_never_saw(pair, weights, tmp_path):
+    for name, image in zip(("moving", "fixed"), pair[:2], strict=True):
+        write_volume(tmp_path / name / "image.nii.gz", Volume(image[0, 0].numpy(), np.eye(4)))
+    (tmp_path / "moving" / "quality.json").write_text('{"cut_planes": [[0, 0, 1, -9]]}')  # nothing above z = 9
+    files = [("m", tmp_path / "moving" / "image.nii.gz", "f", tmp_path / "fixed" / "image.nii.gz")]
+    known = []
+
+    def watched(*given, seen):
+        known.append(seen)
+        return refine(*given, stages=ONE, seen=seen)
+
+    assert (register_pairs(files, tmp_path / "u", weights, device="cpu", refine=watched).status == "ok").all()
+    moving, fixed = known[-1]
+    assert fixed is None and tuple(moving.shape) == (1, *SHAPE)
+    assert moving[..., :10].all() and not moving[..., 10:].any()
+
+
+def test_a_descent_in_a_process_of_its_own_records_its_inverse(pair, tmp_path):
+    for name, image in zip(("moving", "fixed"), pair[:2], strict=True):
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(image[0, 0].numpy(), np.eye(4)))
+    files = (tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz", tmp_path / "u.nii")
+    stages = {"stages": [{"voxel": 1, "steps": 5}]}
+    record = register_isolated(*files, "refinement", {"of": {"algorithm": "affine"}, **stages})
+    assert record["status"] == "ok" and record["device"]
+    assert record["inverse_mean"] < 0.05 and record["inverse_worst"] < 0.5
+    failed = register_isolated(*files, "descent", {**stages, "similarity": "ssd"})
+    assert failed["status"] == "failed" and "similarity" in failed["reason"]
 
 
 # --- in the configuration and the report ---
@@ -209,15 +209,22 @@ def configuration(**settings):
     return parse_config(values, "mine.yaml")
 
 
-def test_a_refinement_uses_the_weights_and_the_objective_of_its_network():
-    given = configuration(fine={"algorithm": "refinement", "of": "caml", "regularisation": 3.0})
+def test_a_refinement_uses_the_weights_and_the_similarity_of_its_network():
+    given = configuration(fine={"algorithm": "refinement", "of": "caml", "tolerance": 0.01})
     settings, network = given.method("fine"), given.method("caml")
     assert isinstance(settings, Refinement) and isinstance(network, Network)
-    assert (settings.similarity, settings.window) == ("lncc", network.training["window"])
-    assert settings.regularisation == 3.0
+    assert (settings.similarity, settings.tolerance) == (network.training["similarity"], 0.01)
     assert given.network_of("fine") == given.network_of("caml") == "caml"
     assert given.network_of("syn") is None
     assert "fine" not in given.networks() and given.networks().count("caml") == 1
+
+
+def test_a_refinement_of_a_method_without_weights_takes_its_parameters():
+    given = configuration(fine={"algorithm": "refinement", "of": "syn"})
+    assert given.network_of("fine") is None and given.models_of("fine") == ["none"] and given.takes_card("fine")
+    assert given.parameters("fine")["of"] == {"algorithm": "syn", **given.parameters("syn")}
+    assert given.parameters("syn")["iterations"] == [40, 20, 5]
+    assert not given.takes_card("syn") and not given.takes_card("caml-refined") and given.takes_card("descent")
 
 
 def test_a_network_that_is_there_to_be_refined_alone_is_trained():
@@ -236,14 +243,14 @@ def test_a_row_of_a_study_can_be_refined():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"of": "camll"}, "settings.fine: of: found 'camll', no network of this configuration. Did you mean 'caml'?"),
-        ({"of": "syn"}, "no network"),
-        ({"of": "caml-refined"}, "found 'caml-refined', a refinement itself; expected a network"),
+        ({"of": "camll"}, "settings.fine: of: found 'camll', no method of this configuration. Did you mean 'caml'?"),
+        ({"of": "caml-refined"}, "found 'caml-refined', a refinement itself; expected a network or a classical method"),
         ({"of": "fine"}, "a refinement itself"),
         ({}, "settings.fine.of: found nothing; this key is required"),
-        ({"of": "caml", "step": 3}, "settings.fine.step: found an unknown key. Did you mean 'steps'?"),
-        ({"of": "caml", "window": 6}, "settings.fine.window: found 6; expected an odd number"),
-        ({"of": "caml", "steps": -1}, "settings.fine.steps"),
+        ({"of": "caml", "stage": []}, "settings.fine.stage: found an unknown key. Did you mean 'stages'?"),
+        ({"of": "caml", "stages": [{"voxel": 2, "steps": 3, "window": 6}]}, "window: found 6; expected an odd number"),
+        ({"of": "caml", "stages": [{"voxel": 2, "steps": -1}]}, "settings.fine.stages.0.steps"),
+        ({"of": "caml", "stages": [{"voxel": 2, "steps": 1, "step": 2}]}, "settings.fine.stages.0.step: found 2"),
     ],
 )
 def test_a_mistake_is_told_with_its_key(settings, words):
@@ -263,12 +270,12 @@ def test_a_study_trains_networks_alone():
 @pytest.mark.parametrize("function", [refine, refinement.register])
 def test_the_keys_of_the_configuration_are_parameters_with_the_same_defaults(function):
     keywords = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    keywords = {name: value for name, value in keywords.items() if name not in ("of", "seen", "watch")}
     fields = {key: field.default for key, field in Refinement.model_fields.items() if key not in ("algorithm", "of")}
     assert set(fields) == set(keywords)
-    inherited = ("similarity", "window", "regularisation") if function is refine else ()
-    assert {k: v for k, v in fields.items() if k not in inherited} == {
-        k: v for k, v in keywords.items() if k not in inherited
-    }
+    stages = keywords.pop("stages")
+    assert [stage.model_dump() for stage in fields.pop("stages")] == [asdict(stage) for stage in stages]
+    assert fields == keywords
     given = configuration().method("caml-refined").model_dump(mode="json", exclude={"algorithm", "of"})
     partial(refine, **given)(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8))
 

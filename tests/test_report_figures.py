@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from matplotlib.collections import LineCollection
 from mpl_toolkits.mplot3d import Axes3D, proj3d
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
@@ -23,7 +24,6 @@ from dmir.metrics import dice
 from dmir.report.age import age_figure, age_trend, subject_ages
 from dmir.report.contours import KNOWN_COLOURS, VIEW, choose_structures, contours_figure, structure_surface
 from dmir.report.examples import Example
-from dmir.report.names import METHOD_NAMES
 from dmir.report.qualitative import PAGE_HEIGHT, qualitative_figure
 from dmir.report.records import ages_known
 from dmir.report.statistics import subject_scores
@@ -31,7 +31,8 @@ from dmir.report.style import PAGE_WIDTH, save_figure
 from dmir.structures import load_structures, structure_set_names
 
 PLANES = ("axial", "coronal", "sagittal")
-TEN = tuple(METHOD_NAMES)
+DEFAULT = Path(__file__).parents[1] / "config" / "config.yaml"
+ALL = tuple(yaml.safe_load(DEFAULT.read_text())["methods"])
 
 
 # --- surfaces
@@ -257,7 +258,7 @@ def brain() -> tuple[np.ndarray, np.ndarray]:
     return np.where(inside, 0.5, 0).astype(np.float32), affine
 
 
-def _examples(image: np.ndarray, affine: np.ndarray, methods: tuple[str, ...] = TEN) -> list[Example]:
+def _examples(image: np.ndarray, affine: np.ndarray, methods: tuple[str, ...] = ALL) -> list[Example]:
     field = np.random.default_rng(3).normal(0, 0.6, (3, *image.shape)).astype(np.float32)
     return [
         Example(method, "none", image, field * i / len(methods), affine, "c1", "sub-1", "atlas", 0.6 + i / 100)
@@ -266,7 +267,7 @@ def _examples(image: np.ndarray, affine: np.ndarray, methods: tuple[str, ...] = 
 
 
 @pytest.mark.parametrize("with_truth", [False, True])
-def test_ten_methods_in_three_planes_fit_a_page(brain, with_truth):
+def test_all_methods_in_three_planes_fit_a_page(brain, with_truth):
     image, affine = brain
     examples = _examples(image, affine)
     truth = examples[-1].displacement if with_truth else None
@@ -275,7 +276,7 @@ def test_ten_methods_in_three_planes_fit_a_page(brain, with_truth):
     assert width <= PAGE_WIDTH + 0.01
     assert height <= PAGE_HEIGHT + 0.01
     panels, scales = figure.axes[:-1], figure.axes[-1:]
-    assert len(panels) == 3 * 3 * (10 + 1)
+    assert len(panels) == 3 * 3 * (len(ALL) + 1)
     boxes = np.array([axis.get_position().extents * [width, height, width, height] for axis in figure.axes])
     first, second = np.triu_indices(len(boxes), 1)
     across = np.minimum(boxes[first, 2], boxes[second, 2]) - np.maximum(boxes[first, 0], boxes[second, 0])
@@ -302,13 +303,13 @@ def test_every_plane_has_image_grid_and_jacobian_and_names_its_sides(brain):
     for header in ("Warped", "Grid", "Jacobian", "Moving", "Fixed", "Checkerboard"):
         assert titles.count(header) == 3
     letters = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert {letter: letters.count(letter) for letter in "LRPA"} == {"L": 26, "R": 26, "P": 13, "A": 13}
+    assert {letter: letters.count(letter) for letter in "LRPA"} == {"L": 30, "R": 30, "P": 15, "A": 15}
     assert "yellow: folded" in figure.axes[-1].get_xlabel()
     grids = [c for axis in figure.axes[:-1] for c in axis.collections if isinstance(c, LineCollection)]
-    assert len(grids) == 30
+    assert len(grids) == 3 * len(ALL)
     assert all(lines.get_rasterized() for lines in grids)
     jacobians = [axis.images[0] for axis in figure.axes[:-1] if axis.images and axis.images[0].norm.vmax == 2]
-    assert len(jacobians) == 30
+    assert len(jacobians) == 3 * len(ALL)
     assert {(picture.norm.vmin, picture.norm.vmax) for picture in jacobians} == {(0, 2)}  # centred at 1
     folds = sum(int((picture.get_array() == -1).sum()) for picture in jacobians)
     assert folds > 0  # what folds takes the colour beneath the scale
@@ -320,7 +321,7 @@ def test_the_slice_that_is_asked_for_is_shown(brain):
     image[12, 17, 20] = 9.0  # x = 23, y = 27, z = 20 on the RAS grid
     shown = {"axial": 20, "coronal": 27, "sagittal": 23}
     for index, seen in ((shown, True), ({name: i + 2 for name, i in shown.items()}, False)):
-        figure = qualitative_figure(_examples(image, affine, TEN[:5]), image, image, planes=PLANES, index=index)
+        figure = qualitative_figure(_examples(image, affine, ALL[:5]), image, image, planes=PLANES, index=index)
         warped = [axis.images[0].get_array() for axis in figure.axes if axis.get_title() == "Warped"]
         assert [bool(picture.max() == 9.0) for picture in warped] == [seen] * 3
     assert "axial, z = 18 mm" in _texts(figure)  # slice 22 of 4 mm, from -70 mm
@@ -328,7 +329,7 @@ def test_the_slice_that_is_asked_for_is_shown(brain):
 
 def test_few_methods_keep_all_pictures_in_every_plane(brain):
     image, affine = brain
-    figure = qualitative_figure(_examples(image, affine, TEN[:2]), image, image, planes=PLANES)
+    figure = qualitative_figure(_examples(image, affine, ALL[:2]), image, image, planes=PLANES)
     assert [axis.get_title() for axis in figure.axes].count("|Warped − fixed|") == 3
     one = qualitative_figure(_examples(image, affine), image, image, planes=["axial"])
     assert [axis.get_title() for axis in one.axes].count("|Warped − fixed|") == 1
@@ -337,7 +338,7 @@ def test_few_methods_keep_all_pictures_in_every_plane(brain):
 def test_equal_planes_are_equal_files(brain, tmp_path):
     image, affine = brain
     for name in ("a", "b"):
-        figure = qualitative_figure(_examples(image, affine, TEN[:5]), image, image, planes=PLANES)
+        figure = qualitative_figure(_examples(image, affine, ALL[:5]), image, image, planes=PLANES)
         save_figure(figure, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -411,17 +412,17 @@ def test_rho_and_trends_wait_for_enough_subjects():
         assert len(figure.axes[0].lines) == 1 + lines
 
 
-def test_ten_methods_stand_side_by_side_and_subjects_do_not_mix():
+def test_all_methods_stand_side_by_side_and_subjects_do_not_mix():
     ages = ["30", "31", "33", "60", "60"]
-    values = {method: [0.5 + 0.01 * i] * 5 for i, method in enumerate(TEN)}
-    figure = age_figure(*_cohort(ages, values), list(TEN))
+    values = {method: [0.5 + 0.01 * i] * 5 for i, method in enumerate(ALL)}
+    figure = age_figure(*_cohort(ages, values), list(ALL))
     points = np.array([line.get_xdata() for line in figure.axes[0].lines])  # (method, subject)
-    assert len(np.unique(points[:, 0])) == 10
+    assert len(np.unique(points[:, 0])) == len(ALL)
     assert points[:, 0].max() < points[:, 1].min()
     np.testing.assert_allclose(points.mean(axis=0), [30, 31, 33, 60, 60])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["Affine only", "SyN", "Elastix", "VoxelMorph", "ViT-V-Net", "TransMorph", "XMorpher",
-                      "TransMatch", "Proposed", "Proposed + refinement"]  # fmt: skip
+    assert labels == ["Affine only", "SyN", "Elastix", "Descent", "VoxelMorph", "ViT-V-Net", "TransMorph", "XMorpher",
+                      "TransMatch", "Matching pyramid", "Proposed", "Proposed + refinement"]  # fmt: skip
 
 
 def test_a_cohort_without_ages_says_so(tmp_path):

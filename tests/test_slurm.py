@@ -16,7 +16,7 @@ import pytest
 from slurm_cluster import slurm_cluster, why_not
 from workflow_runs import checkout, start_in_session, wait_for, write_config
 
-ON_GPUS = {"train", "register_network"}
+ON_GPUS = {"train", "register_network", "register_descent"}
 BEFORE_TRAINING = {
     "make_scan",
     "simulate_scan",
@@ -31,7 +31,7 @@ TARGETS = [f"results/tables/{name}.csv" for name in TABLES]
 TINY = {
     "train_on": "simulated",
     "test_on": ["simulated"],
-    "methods": ["affine", "voxelmorph"],
+    "methods": ["affine", "descent", "voxelmorph"],
     "seeds": [1, 2, 3],
     "pairs_per_job": 2,
     "grid": {"shape": [32, 40, 32], "spacing": 6.0},

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from dmir.errors import InputError
-from dmir.networks import build, transmorph, upsampling
-from dmir.networks.blocks import DisplacementHead
+from dmir.networks import blocks, build, transmorph, upsampling
+from dmir.networks.blocks import DisplacementHead, convolve
 from dmir.networks.transmorph import DecoderBlock, half_resolution, normalised_activation
-from dmir.networks.upsampling import add_upsampled_convolution, convolve
+from dmir.networks.upsampling import add_upsampled_convolution
 
 SMALL = {"embedding": 8, "depths": [2, 1, 2], "heads": [1, 2, 2], "window": [2, 3, 2], "head_channels": 6}
 GRIDS = [(4, 5, 3), (8, 10, 6), (7, 9, 5)]
@@ -70,20 +70,23 @@ def test_normalisation_and_activation_in_place_are_the_plain_ones(monkeypatch, c
     assert not single.any()
 
 
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(("batch", "before", "after"), [(1, 3, 4), (1, 5, 3), (2, 5, 3)])
 @pytest.mark.parametrize("shape", GRIDS)
-def test_a_convolution_in_halves_is_a_convolution(shape):
+def test_our_convolution_is_torchs(monkeypatch, shape, batch, before, after, small):
+    monkeypatch.setattr(blocks, "SMALL_VOLUME", blocks.SMALL_VOLUME if small else 0)
     torch.manual_seed(0)
-    volume, weight = torch.randn(1, 3, *shape, requires_grad=True), torch.randn(4, 3, 3, 3, 3, requires_grad=True)
-    found, plain = convolve(volume, weight), F.conv3d(volume, weight, padding=1)
-    assert "Halves" in type(found.grad_fn).__name__
-    assert found.is_contiguous(memory_format=torch.channels_last_3d)
-    assert not found._is_view()
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
-    for one, other in zip(gradients(found, [volume, weight]), gradients(plain, [volume, weight]), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        convolve(volume.double(), weight.double()), F.conv3d(volume.double(), weight.double(), padding=1)
-    )
+    sizes = (batch, before, *shape), (after, before, 3, 3, 3), (after,)
+    leaves = [torch.randn(size, requires_grad=True) for size in sizes]
+    for inputs in (leaves[:2], leaves):
+        found, plain = convolve(*inputs), F.conv3d(*inputs, padding=1)
+        assert found.is_contiguous(memory_format=torch.channels_last_3d)
+        assert not found._is_view()
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+        for one, other in zip(gradients(found, inputs), gradients(plain, inputs), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    wide = [leaf.double() for leaf in leaves]
+    torch.testing.assert_close(convolve(*wide), F.conv3d(*wide, padding=1))
 
 
 @pytest.mark.parametrize("shape", GRIDS)

@@ -55,7 +55,8 @@ def command(*arguments):
 
 
 def environment(**variables):
-    return {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", **variables}
+    """All that Snakemake says is wanted here; what it says to a person is the subject of test_terminal.py."""
+    return {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": "1", "DMIR_VERBOSE": "1", **variables}
 
 
 def snakemake(folder, *arguments, succeeds=True, **variables):

@@ -1,6 +1,7 @@
-"""Print the rule graph as the README shows it: `snakemake --rulegraph mermaid-js` by names, left to right.
+"""Print the rule graph as docs/workflow.md shows it: `snakemake --rulegraph mermaid-js`, a box for each stage.
 
-The many tables and figures are one node each, or nobody could follow the arrows.
+A rule belongs to the stage whose file it is in, and what makes tables and figures is apart from the report page, which
+shows them: a person can follow the arrows between seven boxes.
 """
 
 import re
@@ -9,32 +10,43 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+STAGES = {
+    "cohort": "find or simulate the scans",
+    "preprocess": "preprocess",
+    "train": "train the networks",
+    "register": "register",
+    "evaluate": "score",
+    "products": "tables and figures",
+    "report": "report",
+}
 
 
 def edges() -> list[tuple[str, str]]:
-    """Return (rule, rule that uses what it makes) of the default configuration, without the rule all."""
+    """Return (stage, stage that uses what it makes) of the default configuration, in the order of the data flow."""
     snakemake = [sys.executable, "-m", "snakemake", "--rulegraph", "mermaid-js"]
     run = subprocess.run(snakemake, cwd=ROOT, capture_output=True, text=True, check=True)
-    names = dict(re.findall(r"(id\d+)\[(\w+)\]", run.stdout))
-    pairs = [(names[a], names[b]) for a, b in re.findall(r"(id\d+) --> (id\d+)", run.stdout)]
-    joined = {name: _node(name) for name in report_rules()}
-    pairs = [(joined.get(a, a), joined.get(b, b)) for a, b in pairs if "all" not in (a, b)]
-    return sorted({(a, b) for a, b in pairs if a != b})
+    rules = dict(re.findall(r"(id\d+)\[(\w+)\]", run.stdout))
+    pairs = [(rules[a], rules[b]) for a, b in re.findall(r"(id\d+) --> (id\d+)", run.stdout)]
+    stages = stage_of_rule()
+    found = {(stages.get(a, "products"), stages.get(b, "products")) for a, b in pairs if "all" not in (a, b)}
+    order = list(STAGES)
+    return sorted(((a, b) for a, b in found if a != b), key=lambda edge: [order.index(stage) for stage in edge])
 
 
-def report_rules() -> list[str]:
-    """Return the names of the rules that make tables, figures and the report."""
-    text = (ROOT / "rules" / "report.smk").read_text()
-    return re.findall(r"^rule (\w+):", text, re.MULTILINE)
-
-
-def _node(rule: str) -> str:
-    if rule in ("provenance", "report_page"):
-        return rule
-    return "tables" if rule.endswith("_table") else "figures"
+def stage_of_rule() -> dict[str, str]:
+    """Return rule -> stage, but for the tables and figures, which are made for the report and not by it."""
+    stages = {}
+    for stage in STAGES:
+        path = ROOT / "rules" / f"{stage}.smk"
+        text = path.read_text() if path.is_file() else ""
+        rules = re.findall(r"^(?:use rule \w+ as|rule) (\w+)", text, re.MULTILINE)
+        stages |= dict.fromkeys(rules, stage)
+    return {rule: stage for rule, stage in stages.items() if "provenance" not in rule}
 
 
 if __name__ == "__main__":
     print("flowchart LR")
+    for stage, title in STAGES.items():
+        print(f"    {stage}[{title}]")
     for first, second in edges():
         print(f"    {first} --> {second}")

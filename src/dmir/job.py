@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from dmir.doubts import told_doubts
 from dmir.errors import DmirError, made_below
 from dmir.runs import join_run
 from dmir.storage import storage_error
@@ -49,7 +50,8 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
     try:
         _redirect(path)
         threading.excepthook = _tell_thread
-        yield
+        with told_doubts():
+            yield
         sys.stdout.flush()
     except DmirError as error:
         _leave(f"Error: {error}", outside)

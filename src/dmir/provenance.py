@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 from functools import cache
 from pathlib import Path
@@ -29,11 +30,12 @@ def code_hash(*modules: str) -> str:
     Parameters
     ----------
     modules
-        Full names, for instance ``"dmir.networks.caml"``.
+        Full names, for instance ``"dmir.networks.caml"``. Of somebody else's package too: with all that it imports from
+        that package. Or the path of a file, ``"my_network.py"``: with the files beside it that it imports.
     """
     digest = hashlib.sha256()
     for name in sorted(imported_modules(*modules)):
-        digest.update(f"{name}\0{_meaning(_file(name))}\0".encode())
+        digest.update(f"{name}\0{_meaning(source_of(name))}\0".encode())
     return digest.hexdigest()[:LENGTH]
 
 
@@ -45,7 +47,7 @@ def code_record(*modules: str) -> dict[str, Any]:
 def module_hashes(*modules: str) -> dict[str, str]:
     """Return the hash of each module that :func:`code_hash` counts, by its name."""
     return {
-        name: hashlib.sha256(_meaning(_file(name)).encode()).hexdigest()[:LENGTH]
+        name: hashlib.sha256(_meaning(source_of(name)).encode()).hexdigest()[:LENGTH]
         for name in sorted(imported_modules(*modules))
     }
 
@@ -72,30 +74,52 @@ def imported_modules(*modules: str) -> set[str]:
         name = waiting.pop()
         if name in found:
             continue
-        if _file(name) is None:
+        if source_of(name) is None:
             raise ModuleNotFoundError(f"no module {name}")
         found.add(name)
         waiting += _imports(name)
-        if "." in name:
+        if "." in name and not name.endswith(".py"):
             waiting.append(name.rpartition(".")[0])  # importing a module runs its package's __init__ first
     return found
 
 
 @cache
-def _file(name: str) -> Path | None:
+def source_of(name: str) -> Path | None:
+    """Return the source of a module, of this package or of an installed one; nothing is imported for it."""
+    if name.endswith(".py"):
+        return Path(name) if Path(name).is_file() else None
     parts = name.split(".")
     if parts[0] != PACKAGE:
-        return None
-    stem = ROOT.joinpath(*parts[1:])
-    for path in (stem / "__init__.py", stem.with_suffix(".py") if parts[1:] else stem / "__init__.py"):
+        return _file_elsewhere(parts[0], parts[1:])
+    return _in_folder(ROOT, parts[1:])
+
+
+def _in_folder(folder: Path, parts: list[str]) -> Path | None:
+    """Return the file of a package or of a module within it; relative names of it are none."""
+    stem = folder.joinpath(*parts)
+    for path in (stem / "__init__.py", stem.with_suffix(".py") if parts else stem / "__init__.py"):
         if path.is_file():
             return path
     return None
 
 
+def _file_elsewhere(package: str, parts: list[str]) -> Path | None:
+    """Return the file of a module of another package, which is not imported for it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    folders = spec.submodule_search_locations
+    if folders is None:
+        return Path(spec.origin) if spec.origin is not None and not parts else None
+    return next((path for folder in folders if (path := _in_folder(Path(folder), parts)) is not None), None)
+
+
 @cache
 def _imports(name: str) -> tuple[str, ...]:
-    path = _file(name)
+    path = source_of(name)
     assert path is not None
     names: list[str] = []
     for node in ast.walk(_tree(path)):
@@ -109,11 +133,24 @@ def _imports(name: str) -> tuple[str, ...]:
                     package = package.rpartition(".")[0]
                 base = f"{package}.{base}".rstrip(".")
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return tuple(n for n in names if _file(n) is not None)
+    if name.endswith(".py"):
+        return tuple(filter(None, (_beside(path, n) for n in names)))
+    own = {PACKAGE, name.split(".")[0]}
+    return tuple(n for n in names if n.split(".")[0] in own and source_of(n) is not None)
+
+
+def _beside(path: Path, name: str) -> str | None:
+    """Return a module that a file imports: of this package by its name, beside the file by its path, else None."""
+    if name.split(".")[0] == PACKAGE:
+        return name if source_of(name) is not None else None
+    found = _in_folder(path.parent, name.split(".")) if name.strip(".") else None
+    return None if found is None else str(found)
 
 
 @cache
 def _tree(path: Path) -> ast.Module:
+    if path.suffix != ".py":  # compiled
+        return ast.Module([ast.Expr(ast.Name(file_hash(path)))], [])
     return ast.parse(path.read_text())
 
 

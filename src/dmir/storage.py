@@ -153,6 +153,36 @@ def temporary_folder(prefix: str) -> Iterator[str]:
             raise told from error
 
 
+@contextlib.contextmanager
+def plainly_named_folder(prefix: str) -> Iterator[str]:
+    """Yield a :func:`temporary_folder` for ANTs, to which blanks, commas and brackets in a name are marks of language.
+
+    Where the system's temporary folder has such a name, the kernel lends another one for the same folder.
+
+    Raises
+    ------
+    InputError
+        It has such a name, and this system lends none.
+    """
+    with temporary_folder(prefix) as name:
+        if re.fullmatch(r"[\w./+-]+", name, re.ASCII):
+            yield name
+            return
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            lent = f"/proc/self/fd/{descriptor}"
+            if not Path(lent).is_dir():
+                raise InputError(
+                    f"TMPDIR: {Path(name).parent}",
+                    found="a name with blanks or other marks that ANTs cannot read",
+                    expected="letters, digits and . _ + - alone",
+                    remedy="Set TMPDIR to another folder.",
+                )
+            yield lent
+        finally:
+            os.close(descriptor)
+
+
 def require_writable(folder: str | Path) -> None:
     """Refuse with StorageError a folder that nothing can be written into; nothing is written to find out.
 
@@ -162,6 +192,43 @@ def require_writable(folder: str | Path) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
         raise _told(errno.EROFS if read_only else errno.EACCES, folder)
+
+
+def require_folder(out: Path) -> None:
+    """Refuse, before anything is computed, a folder that cannot be one or that nothing can be written into."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}", found="a file", expected="a folder, which is made where there is none")
+    require_writable(out)
+
+
+@contextlib.contextmanager
+def replaced_files(out: Path, earlier: Iterable[str], record: str) -> Iterator[Path]:
+    """Yield a folder whose files take the place of an earlier command's in ``out`` at the end, all or none.
+
+    Parameters
+    ----------
+    out
+        It is made where there is none; other files in it stay.
+    earlier
+        All that the command may have written there before, relative to it.
+    record
+        The file that tells that the others are whole: it goes first and comes last.
+    """
+    with told_as_storage(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=out.parent))
+        try:
+            yield folder
+            out.mkdir(exist_ok=True)
+            for name in (record, *earlier):
+                (out / name).unlink(missing_ok=True)
+            written = [path for path in _all_files(folder) if path.is_file()]
+            for path in sorted(written, key=lambda path: path == folder / record):
+                target = out / path.relative_to(folder)
+                target.parent.mkdir(exist_ok=True, parents=True)
+                path.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def settle_times(folder: str | Path, now: float | None = None) -> list[Path]:

@@ -12,6 +12,14 @@ from dmir.errors import InputError, damaged
 from dmir.volumes import atomic_path
 
 AGAIN = "It may be truncated: make it again."
+TEXT = frozenset(
+    (
+        *("cohort", "method", "model", "network", "moving", "fixed", "scan", "subject", "session", "name", "score"),
+        *("labels", "status", "reason", "device", "flags", "warnings", "cut_off", "published_source"),
+        *("algorithm", "library", "source_name", "hemisphere", "colour", "source"),
+    )
+)
+"""Columns of text in the tables that are read back: a name may look like a number, or like what is missing."""
 
 
 def read_scores(path: str | Path, cohort: str | None = None) -> pd.DataFrame:
@@ -28,8 +36,16 @@ def read_scores(path: str | Path, cohort: str | None = None) -> pd.DataFrame:
         raise _unreadable(path, error, "a complete table of scores in parquet") from error
 
 
-def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
-    """Read a table (CSV), with options of :func:`pandas.read_csv`.
+def read_table(path: str | Path, *, text: bool = False) -> pd.DataFrame:
+    """Read a table (CSV) as it was written: ``007``, ``1_2344``, ``NA`` and ``None`` are names where names stand.
+
+    Parameters
+    ----------
+    path
+        A table of the pipeline's, or of resources.
+    text
+        All columns are text, "" where nothing stands. Else those of :data:`TEXT` are, and in the others pandas finds
+        numbers and truth values; what is missing there is NaN.
 
     Raises
     ------
@@ -37,7 +53,10 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
         It is empty, or none.
     """
     try:
-        return pd.read_csv(path, **options)
+        columns = pd.read_csv(path, nrows=0).columns
+        words = [name for name in columns if text or name in TEXT]
+        missing = {name: [""] for name in columns if name not in words}
+        return pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=missing)
     except (OSError, ValueError) as error:  # pandas's exceptions are ValueErrors
         raise _unreadable(path, error, "a complete table in CSV") from error
 

@@ -15,29 +15,30 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from dmir.errors import InputError, damaged
+from dmir import headers
+from dmir.doubts import doubt
+from dmir.errors import DmirError, InputError, damaged
 from dmir.storage import temporary_beside, told_as_storage
 
 MAXIMUM_VOXELS = 2**30  # 1024 along each axis; a header that claims more than this is damaged or hostile
 BESIDE_VOXELS = 2**22  # bytes of a file that may be anything else: its header with extensions, and what follows them
+TAGS = 2**16  # bytes behind the voxels that are looked at
 DEFLATE = 1032  # bytes that one byte of a gzip file can become, at most
 CHUNK = 2**20  # bytes decompressed at a time
-# what nibabel reads besides (CIFTI, GIFTI, MINC, AFNI, PAR/REC) is no volume of a scan, and its parsers are not needed
-KINDS: tuple[Any, ...] = (
-    *(nib.Nifti1Pair, nib.Nifti1Image, nib.Nifti2Pair, nib.Nifti2Image),
-    *(nib.Spm2AnalyzeImage, nib.Spm99AnalyzeImage, nib.AnalyzeImage, nib.MGHImage),
-)
+HEADER, IMAGE = (".hdr", ".hdr.gz"), (".img", ".img.gz")  # the two files of a pair
+PAIRED = (*HEADER, *IMAGE)
+FLOAT32_WHOLE = 2**24  # float32 has all whole numbers up to this one
+GZIP = b"\x1f\x8b"
 CONTENT = "a complete NIfTI, MGH or Analyze volume"
 
 
@@ -87,26 +88,25 @@ def _first_line(error: Exception) -> str:
 
 
 def _pair(path: Path, key: str) -> tuple[Path, Path] | None:
-    """Return header and image where a volume is two files (.hdr with .img or .img.gz), else None.
+    """Return header and image where a volume is two files (.hdr with .img, either of them perhaps .gz), else None.
 
-    Either of the two may be named; InputError where the other is missing.
+    Either of the two may be named, in small letters or capitals; InputError where the other is missing.
     """
-    stem = next((path.name.removesuffix(end) for end in (".hdr", ".img", ".img.gz") if path.name.endswith(end)), None)
-    if stem is None:
+    stem, end = next(((path.name[: -len(end)], end) for end in PAIRED if path.name.lower().endswith(end)), ("", ""))
+    if not stem:
         return None
-    header = path.with_name(f"{stem}.hdr")
-    if not header.is_file() and header.with_suffix(".hdr.gz").is_file():
-        return None  # nibabel opens two compressed files by itself
-    images = [header.with_suffix(end) for end in (".img", ".img.gz")] if path == header else [path]
-    image = next((file for file in images if file.is_file()), None)
-    if image and header.is_file():
-        return header, image
-    raise InputError(
-        f"{key}: {path}",
-        found=f"no {header.name if image else ' or '.join(file.name for file in images)} beside it",
-        expected="both files of the volume: the header (.hdr) and the image (.img or .img.gz)",
-        remedy="Copy or download the other one too.",
-    )
+    ends = (HEADER, IMAGE) if end in IMAGE else (IMAGE, HEADER)
+    capitals = path.name[len(stem) :].isupper()
+    others = [path.with_name(stem + (other.upper() if capitals else other)) for other in ends[0]]
+    other = next((file for file in others if file.is_file()), None)
+    if other is None:
+        raise InputError(
+            f"{key}: {path}",
+            found=f"no {' or '.join(file.name for file in others)} beside it",
+            expected="both files of the volume: the header (.hdr) and the image (.img), each of them plain or .gz",
+            remedy="Copy or download the other one too.",
+        )
+    return (other, path) if end in IMAGE else (path, other)
 
 
 class _Plain(io.BufferedReader):
@@ -155,28 +155,54 @@ def _less(left: int, size: int | None) -> int:
 
 
 def _stream(path: Path) -> _Plain | _Compressed:
-    return _Compressed(path) if path.suffix in (".gz", ".mgz") else _Plain(path)
+    """Open a file by its content: names do not tell whether it is compressed."""
+    with path.open("rb") as file:
+        compressed = file.read(len(GZIP)) == GZIP
+    return _Compressed(path) if compressed else _Plain(path)
 
 
 class StoredArray:
-    """An array in a file, of which the header alone was read: ``shape`` and the 4x4 voxel-to-RAS ``affine``, mm."""
+    """An array in a file, of which the header alone was read.
 
-    def __init__(self, image: Any, where: str, path: Path, stream: _Plain | _Compressed) -> None:
+    Attributes
+    ----------
+    shape
+        Of the array.
+    affine
+        4x4, voxel indices to RAS mm, whatever the header's unit.
+    header
+        As nibabel gives it.
+    unit
+        How many mm its unit is: numbers that are lengths are to be multiplied by it.
+    """
+
+    def __init__(
+        self, image: Any, affine: np.ndarray, unit: float, where: str, path: Path, stream: _Plain | _Compressed
+    ) -> None:
         self.shape: tuple[int, ...] = tuple(int(n) for n in image.shape)
-        self.affine = np.asarray(image.affine, dtype=np.float64)
+        self.header = image.header
+        self.unit, self.affine = unit, np.diag([unit, unit, unit, 1.0]) @ affine
         self._where, self._path, self._size = where, path, path.stat().st_size
         self._stream, self._proxy = stream, image.dataobj
 
     def read(self) -> np.ndarray:
         """Return the numbers; InputError where the header claims what no volume is, or what the file cannot hold."""
-        self._check_claims()
+        self.check_claims()
         with _told_as_damaged(self._where, self._path), np.errstate(all="ignore"):
             data = np.asanyarray(self._proxy)
             if isinstance(self._stream, _Compressed):
                 self._stream.require_end()
         return data
 
-    def _check_claims(self) -> None:
+    def behind(self) -> bytes:
+        """Return what follows the voxels, up to TAGS bytes: MGH files have tags there."""
+        self.check_claims()
+        with _told_as_damaged(self._where, self._path):
+            self._stream.seek(int(self._proxy.offset) + math.prod(self.shape) * self._proxy.dtype.itemsize)
+            return self._stream.read(TAGS)
+
+    def check_claims(self) -> None:
+        """Refuse with InputError what no volume is, and what the file cannot hold."""
         kind, offset = self._proxy.dtype, int(self._proxy.offset)
         needed = offset + math.prod(self.shape) * kind.itemsize
         most = self._size * (DEFLATE if isinstance(self._stream, _Compressed) else 1)
@@ -216,7 +242,7 @@ def _invertible(affine: np.ndarray) -> bool:
 def _told_as_damaged(where: str, path: Path) -> Iterator[None]:
     try:
         yield
-    except InputError:
+    except DmirError:
         raise
     except Exception as error:  # nibabel, gzip and zlib raise a dozen unrelated kinds for a damaged file
         raise damaged(
@@ -229,15 +255,20 @@ def _told_as_damaged(where: str, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stored_array(path: Path, key: str) -> Iterator[StoredArray]:
+def stored_array(path: Path, key: str, orientation: str | None = None) -> Iterator[StoredArray]:
     """Open an array in a file and read its header; the file is closed at the end.
+
+    A header in another unit than the millimetre, and one that leaves its place in the world open, are told
+    (:mod:`dmir.doubts`).
 
     Parameters
     ----------
     path
-        NIfTI, MGH or Analyze, plain or gzip; either file of a pair.
+        NIfTI, MGH or Analyze, plain or gzip whatever its name; either file of a pair.
     key
-        What the file is to the user, for error messages.
+        What the file is to the user, for messages.
+    orientation
+        What the user has stated of it, where the header is known to be wrong.
 
     Raises
     ------
@@ -250,45 +281,67 @@ def stored_array(path: Path, key: str) -> Iterator[StoredArray]:
         )
     pair = _pair(path, key)
     where = f"{key}: {path}" + (f" ({pair[0].name} with {pair[1].name})" if pair else "")
+    names = dict(zip(("header", "image"), pair, strict=True)) if pair else {"image": path}
     with contextlib.ExitStack() as opened:
         with _told_as_damaged(where, path), np.errstate(all="ignore"):
-            header = pair[0] if pair else path
-            kind = _kind(header)
-            files = kind.filespec_to_file_map(str(header))
-            # the two files of a volume are the same for most formats; nibabel by itself wants both plain or compressed
-            names = {part: Path(holder.filename) for part, holder in files.items() if part != "mat"}
-            names |= {"image": pair[1]} if pair else {}
             streams = {part: _stream(name) for part, name in names.items()}
             for stream in streams.values():
                 opened.callback(stream.close)
+            first = streams["header" if pair else "image"]
+            beginning = first.read(headers.BEGINNING)
+            first.seek(0)
+            _require_volume_format(beginning, where)
+            kind = headers.format_of(beginning, names.get("header", path), pair=pair is not None)
             holders = {part: FileHolder(str(names[part]), stream) for part, stream in streams.items()}
-            image = kind.from_file_map({**files, **holders})
-            stored = StoredArray(image, where, names["image"], streams["image"])
+            if pair:
+                holders["mat"] = FileHolder(str(_beside(pair[0], ".mat")))
+            image = kind.from_file_map(holders)
+            affine = headers.placed(image, beginning, where, orientation)
+            unit = headers.millimetres(image.header, where)
+            stored = StoredArray(image, affine, unit, where, names["image"], streams["image"])
         yield stored
 
 
-def _kind(header: Path) -> Any:
-    """Return nibabel's class for a file."""
-    kind = next((kind for kind in KINDS if kind.path_maybe_image(header)[0]), None)
-    if kind is None:
-        raise ImageFileError(f"{header.name} is no header of a volume")
-    beside = header.with_suffix(".mat")  # SPM's affine, which nibabel reads as a whole
-    if ("mat", ".mat") in kind.files_types and beside.is_file() and beside.stat().st_size > 2**16:
-        raise ImageFileError(f"{beside.name} beside it has more than an affine")
-    return kind
+def _beside(header: Path, suffix: str) -> Path:
+    """Return the file beside a header (.hdr or .hdr.gz) that has another suffix."""
+    return (header.with_suffix("") if header.suffix.lower() == ".gz" else header).with_suffix(suffix)
 
 
-def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _require_volume_format(beginning: bytes, where: str) -> None:
+    """Refuse by its name a file that is known to be something else."""
+    other = headers.other_format(beginning)
+    if other is not None:
+        raise InputError(where, found=other[0], expected=CONTENT, remedy=f"{other[1]}.")
+
+
+def _load(path: Path, key: str, orientation: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw (D, H, W) array and the affine, or refuse the file."""
-    with stored_array(path, key) as stored:
-        shape = stored.shape
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        _require_volume(f"{key}: {path}", shape)
-        return stored.read().reshape(shape, order="F"), stored.affine
+    with stored_array(path, key, orientation) as stored:
+        shape = _volume_shape(f"{key}: {path}", stored.shape)
+        data = stored.read().reshape(shape, order="F")
+        if orientation is None:
+            return data, stored.affine
+        return data, with_orientation(Volume(data, stored.affine), orientation).affine
 
 
-def _require_volume(where: str, shape: tuple[int, ...]) -> None:
+def read_grid(path: str | Path, key: str = "image") -> Grid:
+    """Read where a volume's voxels are: of the file the header alone, held against the file's size.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_image`, as far as a header tells.
+    """
+    with stored_array(Path(path), key) as stored:
+        shape = _volume_shape(f"{key}: {path}", stored.shape)
+        stored.check_claims()
+        return Grid(shape, stored.affine)
+
+
+def _volume_shape(where: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the shape of a volume without trailing axes of length one, or refuse it."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
     if len(shape) != 3:
         what = f"{shape[3]} volumes in one file" if len(shape) == 4 else f"an array of shape {shape}"
         raise InputError(
@@ -296,9 +349,10 @@ def _require_volume(where: str, shape: tuple[int, ...]) -> None:
         )
     if min(shape) == 1:
         raise InputError(where, found=f"shape {shape}", expected="a 3-D volume, not a slice")
+    return shape[0], shape[1], shape[2]
 
 
-def read_image(path: str | Path, key: str = "image") -> Volume:
+def read_image(path: str | Path, key: str = "image", orientation: str | None = None) -> Volume:
     """Read a grey-value image.
 
     Parameters
@@ -306,7 +360,9 @@ def read_image(path: str | Path, key: str = "image") -> Volume:
     path
         A volume that nibabel reads; 3-D, or with trailing axes of length one.
     key
-        What the file is to the user, for error messages.
+        What the file is to the user, for messages.
+    orientation
+        Axis codes of the array as it is stored, where its header is wrong, see :func:`with_orientation`.
 
     Returns
     -------
@@ -319,7 +375,7 @@ def read_image(path: str | Path, key: str = "image") -> Volume:
         The file is missing, damaged, holds several volumes, NaN or Inf, or the same value everywhere.
     """
     path = Path(path)
-    raw, affine = _load(path, key)
+    raw, affine = _load(path, key, orientation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what overflows to Inf is refused below
         data = np.ascontiguousarray(raw, dtype=np.float32)
@@ -341,52 +397,119 @@ def read_image(path: str | Path, key: str = "image") -> Volume:
     return Volume(data, affine)
 
 
-def read_labels(path: str | Path, key: str = "labels") -> Volume:
-    """Read a label map as int32 (D, H, W).
+def read_labels(path: str | Path, key: str = "labels", orientation: str | None = None) -> Volume:
+    """Read a label map as int32 (D, H, W): every id as it is in the file.
 
     Raises
     ------
     InputError
-        As :func:`read_image`, and where values are not whole numbers from 0 on or no voxel is labelled.
+        As :func:`read_image`, and where values are not whole numbers from 0 on, an id is too large, or no voxel is
+        labelled.
     """
     path = Path(path)
-    raw, affine = _load(path, key)
+    raw, affine = _load(path, key, orientation)
+    where, largest = f"{key}: {path}", np.iinfo(np.int32).max
     if raw.dtype.kind == "f":
+        whole = np.round(raw)
         finite = np.isfinite(raw).all()
-        if not finite or np.abs(raw - np.round(raw)).max() > 1e-3:
+        if not finite or np.abs(raw - whole).max() > 1e-3:
             raise InputError(
-                f"{key}: {path}",
+                where,
                 found="values that are not whole numbers",
                 expected="one integer id a voxel",
                 remedy="Label maps must be resampled with nearest neighbours.",
             )
-        raw = np.round(raw)
-    if raw.min() < 0 or raw.max() > np.iinfo(np.int32).max:
+        if raw.dtype.itemsize < 8 and largest >= whole.max() >= FLOAT32_WHOLE:
+            doubt(
+                where,
+                found=f"ids up to {whole.max():.0f} as float32, which has not every whole number above {FLOAT32_WHOLE}",
+                done="used as they are stored, perhaps not as they were meant",
+            )
+        raw = whole
+    if raw.min() < 0 or raw.max() > largest:
         raise InputError(
-            f"{key}: {path}",
-            found=f"ids from {raw.min():g} to {raw.max():g}",
-            expected=f"ids from 0 (background) to {np.iinfo(np.int32).max}",
+            where,
+            found=f"ids from {int(raw.min())} to {int(raw.max())}",
+            expected=f"ids from 0 (background) to {largest}",
             remedy="Give the structures other ids.",
         )
     data = np.ascontiguousarray(raw, dtype=np.int32)
     if not data.any():
-        raise InputError(f"{key}: {path}", found="no labelled voxel", expected="at least one structure")
+        raise InputError(where, found="no labelled voxel", expected="at least one structure")
     return Volume(data, affine)
 
 
-def read_mask(path: str | Path, key: str = "mask") -> Volume:
-    """Read a mask as bool (D, H, W): everything above zero is inside. An empty mask is refused with InputError."""
+def read_mask(path: str | Path, key: str = "mask", orientation: str | None = None) -> Volume:
+    """Read a mask as bool (D, H, W), see :func:`decide_mask`. An empty mask is refused with InputError."""
     path = Path(path)
-    raw, affine = _load(path, key)
-    data = np.ascontiguousarray(raw > 0)
-    if not data.any():
+    raw, affine = _load(path, key, orientation)
+    return Volume(decide_mask(raw, f"{key}: {path}"), affine)
+
+
+def decide_mask(values: np.ndarray, where: str) -> np.ndarray:
+    """Return what counts as inside a mask, bool (D, H, W): what is above half of its range.
+
+    A binary mask has two values, whatever scaling or rounding made of them; a probability lies within [0, 1]. Anything
+    else is told: soft masks on another scale are decided at half too; of several whole numbers, as label maps and
+    stripped images have, all that are not 0 are inside.
+
+    Parameters
+    ----------
+    values
+        Of any type, (D, H, W).
+    where
+        The file, for messages.
+
+    Raises
+    ------
+    InputError
+        Nothing is inside, or a value is NaN or infinite.
+    """
+    if values.dtype == bool:
+        inside = values
+    else:
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
+            raise InputError(
+                where,
+                found="values that are NaN or infinite",
+                expected="a mask: 1 inside, 0 outside",
+                remedy="Replace them by 0 and save the mask again.",
+            )
+        inside = values > (low + high) / 2 if high > low else values > 0
+        if not _is_binary_or_probability(values, low, high):
+            inside = _decide_other(values, low, high, inside, where)
+    if not inside.any():
         raise InputError(
-            f"{key}: {path}",
+            where,
             found="an empty mask (no voxel above 0)",
             expected="a mask that covers the brain",
             remedy="Make the mask again, or leave it out and choose another skull_strip.",
         )
-    return Volume(data, affine)
+    return np.ascontiguousarray(inside)
+
+
+def _is_binary_or_probability(values: np.ndarray, low: float, high: float) -> bool:
+    near = 0.01 * (high - low)
+    if -near <= low and high <= 1 + near:
+        return True
+    return bool(((values <= low + near) | (values >= high - near)).all())
+
+
+def _decide_other(values: np.ndarray, low: float, high: float, half: np.ndarray, where: str) -> np.ndarray:
+    """Return what is inside a mask that is neither binary nor a probability, and tell how that was decided."""
+    scale = high in (100, 255) and (values[values > 0] >= 0.95 * high).mean() > 0.3  # a soft mask in percent or bytes
+    several = low == 0 and not scale and bool((values == np.round(values)).all())
+    inside = values > 0 if several else half
+    by = "all that is not 0 counts as inside" if several else f"what is above {(low + high) / 2:.4g} counts as inside"
+    if not (several and Path(where).name.startswith("brainmask.")):  # FreeSurfer's mask is a stripped image
+        kind = "as a label map or a stripped image has them" if several else "neither binary nor a probability"
+        doubt(
+            where,
+            found=f"more than two values from {low:.4g} to {high:.4g}, {kind}",
+            done=f"{by}, {100 * inside.mean():.3g} % of the voxels",
+        )
+    return inside
 
 
 @contextlib.contextmanager
@@ -434,6 +557,11 @@ def write_volume(path: str | Path, volume: Volume, dtype: np.dtype | type | None
         save_nifti(temporary, image)
 
 
+def write_labels(path: str | Path, labels: Volume) -> None:
+    """Write a label map as :func:`write_volume` does: int16 where that holds all its ids, else int32."""
+    write_volume(path, labels, np.int16 if labels.data.max(initial=0) <= np.iinfo(np.int16).max else np.int32)
+
+
 def save_nifti(path: Path, image: nib.Nifti1Image) -> None:
     """Save with a fast gzip level and no time stamp, so that equal volumes are equal files."""
     if path.suffix == ".gz":
@@ -475,6 +603,21 @@ def with_orientation(volume: Volume, orientation: str) -> Volume:
     centre = volume.affine[:3, :3] @ middle + volume.affine[:3, 3]
     affine[:3, 3] = centre - affine[:3, :3] @ middle
     return Volume(volume.data, affine)
+
+
+def before_planes(grid: Grid, planes: Sequence[np.ndarray | Sequence[float]]) -> np.ndarray | None:
+    """Return where a grid lies on this side of all planes, bool (D, H, W), None where there are none.
+
+    A plane is four numbers p: p . (x, y, z, 1) > 0, in RAS mm, is beyond it (by more than a thousandth of its scale).
+    """
+    if not len(planes):
+        return None
+    before = np.ones(grid.shape, dtype=bool)
+    for plane in planes:
+        numbers = np.asarray(plane) @ grid.affine
+        along = [numbers[axis] * np.arange(n) for axis, n in enumerate(grid.shape)]
+        before &= along[0][:, None, None] + along[1][:, None] + along[2] + numbers[3] <= 1e-3
+    return before
 
 
 def same_grid(a: Volume | Grid, b: Volume | Grid, tolerance: float = 1e-3) -> bool:

@@ -1,4 +1,4 @@
-"""Register a shard of pairs with a classical method, each pair in a process of its own."""
+"""Register a shard of pairs with a method without weights, each pair in a process of its own."""
 
 import logging
 
@@ -20,6 +20,7 @@ with job(snakemake.log[0], snakemake.threads):
         settings,
         threads=snakemake.threads,
         timeout=params.timeout,
+        cohort=snakemake.wildcards.cohort,
     )
     names = {key: snakemake.wildcards[key] for key in ("cohort", "method", "model")}
     write_records(snakemake.output.records, records, left_out, **names)

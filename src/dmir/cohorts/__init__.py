@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from dmir.doubts import doubt
 from dmir.errors import InputError, suggestion
 
 SOURCES = {
@@ -129,6 +130,8 @@ def check_pairs(table: pd.DataFrame, protocol: str | Path, *, tested: bool, trai
 def check_unseen(tables: Mapping[str, pd.DataFrame], origins: Mapping[str, str], train_on: str) -> None:
     """Refuse with InputError a cohort that tests on people whom the networks have seen in another cohort.
 
+    Names that differ only by zeros, case or ``sub-`` are told.
+
     Parameters
     ----------
     tables
@@ -140,13 +143,21 @@ def check_unseen(tables: Mapping[str, pd.DataFrame], origins: Mapping[str, str],
         The cohort that networks are trained on.
     """
 
+    from dmir.cohorts.ages import plain_name
+
     def people(cohort: str, *splits: str) -> dict[str, str]:
         subjects = tables[cohort].loc[tables[cohort]["split"].isin(splits), "subject"]
         return {name if name.startswith("OAS1_") else f"{origins[cohort]}: {name}": name for name in subjects}
 
     seen = people(train_on, "train", "val")
+    plain = {plain_name(name) for name in seen.values()} if len(tables) > 1 else set()
     for cohort in tables:
-        shared = [name for person, name in people(cohort, "test").items() if person in seen]
+        tested = people(cohort, "test")
+        shared = [name for person, name in tested.items() if person in seen]
+        alike = [name for name in tested.values() if plain_name(name) in plain and name not in shared]
+        if cohort != train_on and origins[cohort] == origins[train_on] and alike:
+            found = f"names that differ from those of {train_on}'s train and val only by zeros, case or 'sub-'"
+            doubt(f"cohorts.{cohort}", found=f"{found}: {_some(alike)}", done="taken for different people")
         if cohort != train_on and shared:
             raise InputError(
                 f"cohorts.{cohort}",
@@ -165,6 +176,18 @@ def default_orientation(source: str, **parameters: Any) -> str | None:
     if hasattr(module, "orientation"):
         return module.orientation(**parameters)
     return getattr(module, "ORIENTATION", None)
+
+
+def stated_orientation(cohort: Any) -> str | None:
+    """Return the axis codes that hold instead of those in a cohort's files: its own key, or its source's; or None.
+
+    Parameters
+    ----------
+    cohort
+        Its settings (:mod:`dmir.config.cohorts`, which is not imported here: then all of it would be code of a scan).
+    """
+    known = {key: getattr(cohort, key) for key in cohort.ORIENTED_BY}
+    return cohort.orientation or default_orientation(cohort.source, **known)
 
 
 def reference_scan(table: pd.DataFrame, reference: str | None = None) -> str:
@@ -228,7 +251,7 @@ def check_scan_table(table: pd.DataFrame, where: str | Path, protocol: str = "sc
             remedy=f"There are: {', '.join(map(str, table.columns)) or 'none'}.",
         )
     _check_names(table["scan"].astype(str), where)
-    _check_text(table, where)
+    check_text(table, where)
     _check_splits(table["split"].astype(str), where, protocol)
     _check_subjects(table, where)
     _check_labels(table, where)
@@ -254,7 +277,7 @@ def _check_names(names: pd.Series, where: str | Path) -> None:
         )
 
 
-def _check_text(table: pd.DataFrame, where: str | Path) -> None:
+def check_text(table: pd.DataFrame, where: str | Path) -> None:
     """Refuse entries with control characters (a line break, an escape of terminals): they end up in texts and logs."""
     for name in table.columns:
         strange = [str(entry) for entry in table[name] if not str(entry).isprintable()]

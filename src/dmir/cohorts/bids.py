@@ -8,13 +8,15 @@ the scans. A label map (``_dseg``) has the ids of whoever made it. BIDS knows no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from dmir.cohorts.layout import person_and_session, read_text_table, require_files, require_layout
+from dmir.cohorts.ages import bids_ages, plain_name
+from dmir.cohorts.layout import person_and_session, require_files, require_layout
+from dmir.doubts import doubt
 from dmir.errors import InputError, suggestion
 
 WHERE = (
@@ -24,8 +26,13 @@ WHERE = (
 )
 FILE = re.compile(r"(sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9.+]+)*)_(T1w|mask|dseg)\.nii(?:\.gz)?")
 # entities of a name that say what was made of a scan, not which scan it is
-MADE = ("space", "res", "desc")
+MADE = ("space", "res", "den", "desc", "seg", "atlas")
+# of what else differs between the images of a session, in the order in which it decides: an image without the entity
+# comes first (an average has no echo), then by number or name
+CHOOSING = ("echo", "inv", "flip", "mt", "ce", "acq", "rec", "task", "run", "part")
+EVERY = ("session", "image")
 OWN_SPACES = ("T1w", "orig", "")
+NAMED = 5  # files named in a message, of many
 LABELS = ("aparcaseg", "aseg", "")  # descriptions of label maps, best first; others come last
 
 
@@ -39,6 +46,19 @@ class _File:
     description: str
     scan: str
 
+    @property
+    def entities(self) -> dict[str, str]:
+        """Return what the name says of which scan it is: {"sub": "01", "run": "2"}."""
+        return dict(entity.split("-", 1) for entity in self.scan.split("_"))
+
+    @property
+    def is_anatomy(self) -> bool:
+        """Tell whether it shows a head: no phase or other part of a complex image, and no piece of one."""
+        return self.entities.get("part", "mag") == "mag" and "chunk" not in self.entities
+
+
+_Grids = list[list[_File]]  # of a scan: an image and what lies on its grid, each
+
 
 def recognises(folder: Path) -> bool:
     """Tell whether the folder has BIDS's description of itself or of the participants, or folders of scans."""
@@ -47,15 +67,24 @@ def recognises(folder: Path) -> bool:
     return next(_anatomy(folder), None) is not None
 
 
-def scan_table(folder: str | Path, *, derivatives: Sequence[str] | None = None) -> pd.DataFrame:
+def scan_table(
+    folder: str | Path,
+    *,
+    derivatives: Sequence[str] | None = None,
+    entities: Mapping[str, str] | None = None,
+    every: str = "session",
+) -> pd.DataFrame:
     """List the T1 scans of a BIDS tree, by name.
 
-    Every run, acquisition and session is a scan of its own. Of the label maps that any pipeline made of a scan the best
-    is taken: ``desc-aparcaseg``, then ``desc-aseg``, then one without description, then any other. Its pipeline's
-    ``desc-preproc_T1w`` is the image where there is one, because label maps and masks of that pipeline lie on its grid;
-    else the scan itself. The mask is ``desc-brain_mask`` on the same grid. Files in another space than the scan's or in
-    another resolution are passed over. An image that a pipeline made of several scans (fMRIPrep averages runs and
-    sessions) stands for them.
+    Of the images of a session one is the scan: one with a label map before one without; then the plainest name, which
+    has neither echo, inversion, contrast agent, acquisition, reconstruction, task nor run, and of several the lowest or
+    first. Images of the phase and pieces of an image (``part``, ``chunk``) are none. What is left out is told.
+
+    Of the label maps that any pipeline made of a scan the best is taken: ``desc-aparcaseg``, then ``desc-aseg``, then
+    one without description, then any other. Its pipeline's ``desc-preproc_T1w`` is the image where there is one,
+    because label maps and masks of that pipeline lie on its grid; else the scan itself. The mask is ``desc-brain_mask``
+    on the same grid. Files in another space than the scan's or in another resolution are passed over. An image that a
+    pipeline made of several scans (fMRIPrep averages runs and sessions) stands for them.
 
     Parameters
     ----------
@@ -63,6 +92,10 @@ def scan_table(folder: str | Path, *, derivatives: Sequence[str] | None = None) 
         The tree, or the folder of a pipeline.
     derivatives
         Names of the pipelines in ``derivatives/`` that are looked into; None: all.
+    entities
+        What the names of the scans must say, such as ``{"acq": "mprage", "run": "1"}``; "": they must lack the entity.
+    every
+        ``"session"`` for one scan a session, ``"image"``: runs, acquisitions and so on are scans of their own.
 
     Returns
     -------
@@ -74,23 +107,71 @@ def scan_table(folder: str | Path, *, derivatives: Sequence[str] | None = None) 
     ------
     InputError
         The folder has another layout or no scan, several files fit equally well, files are missing (links to files
-        that were not fetched), or ``participants.tsv`` or ``derivatives`` is unusable.
+        that were not fetched), or ``participants.tsv``, ``derivatives`` or ``entities`` is unusable.
     """
     folder = require_layout(folder, "bids")
+    if every not in EVERY:
+        raise InputError("every", found=f"'{every}'", expected=" or ".join(EVERY), remedy=suggestion(every, EVERY))
     files = [file for pipeline in (folder, *_pipelines(folder, derivatives)) for file in _files(pipeline)]
-    grids = _grids(folder, files)
+    wanted = [file for file in files if _is_wanted(file, entities or {}, folder)]
+    left_out = [file.path.name for file in wanted if not file.is_anatomy and file.pipeline == folder]
+    grids = _grids(folder, [file for file in wanted if file.is_anatomy])
     if not grids:
+        images = [file.path.name for file in files if file.suffix == "T1w"]
         raise InputError(
-            folder, found="no T1 image", expected="sub-<name>/[ses-<name>/]anat/*_T1w.nii.gz", remedy=WHERE
+            folder,
+            found=f"no T1 image of these entities: {', '.join(images[:NAMED])}" if images else "no T1 image",
+            expected=f"sub-<name>/[ses-<name>/]anat/*_T1w.nii.gz {dict(entities) if entities else ''}".strip(),
+            remedy="Choose other entities." if images else WHERE,
         )
-    ages = _ages(folder / "participants.tsv")
-    rows = [_row(scan, _choice(scan, grids[scan]), ages) for scan in sorted(grids)]
+    if every == "session":
+        grids, others = _one_a_session(grids)
+        left_out += others
+    if left_out:
+        named = ", ".join(left_out[:NAMED]) + (", ..." if len(left_out) > NAMED else "")
+        found = f"{len(left_out)} images beside the one that is taken of a session: {named}"
+        doubt(folder, found=found, done="left out (the cohort's keys entities and every choose others)")
+    people = [person_and_session(scan) for scan in grids]
+    ages = bids_ages(folder, people)
+    rows = [
+        _row(scan, _choice(scan, grids[scan]), ages.get(person, ""))
+        for scan, person in sorted(zip(grids, people, strict=True))
+    ]
     require_files(
         folder,
         [row[key] for row in rows for key in ("image", "labels", "mask") if row[key]],
         remedy="Fetch them (links of DataLad or git-annex: datalad get), or download them again.",
     )
     return pd.DataFrame(rows)
+
+
+def _is_wanted(file: _File, entities: Mapping[str, str], folder: Path) -> bool:
+    """Tell whether a name says what it must; what a pipeline made may say less than the scan's own name."""
+    raw = file.suffix == "T1w" and not file.description and file.pipeline == folder
+    own = file.entities
+    return all(
+        plain_name(own.get(key, ""), key) == plain_name(value, key)
+        for key, value in entities.items()
+        if raw or key in own
+    )
+
+
+def _one_a_session(grids: Mapping[str, _Grids]) -> tuple[dict[str, _Grids], list[str]]:
+    """Return the scan of each session with its grids, and the names of the images that are left out."""
+    sessions: dict[tuple[str, str], list[str]] = {}
+    for scan in grids:
+        sessions.setdefault(person_and_session(scan), []).append(scan)
+    chosen = [min(scans, key=lambda scan: _place(scan, grids[scan])) for scans in sessions.values()]
+    left_out = [grids[scan][0][0].path.name for scan in grids if scan not in chosen]
+    return {scan: grids[scan] for scan in chosen}, left_out
+
+
+def _place(scan: str, grids: _Grids) -> tuple[bool, list[tuple[bool, int, str]], str]:
+    """Return what orders the scans of a session, the one that is taken first."""
+    entities = dict(entity.split("-", 1) for entity in scan.split("_"))
+    values = [entities.get(key, "") for key in CHOOSING]
+    order = [(value != "", int(value) if value.isdecimal() else 0, value) for value in values]
+    return not any(file.suffix == "dseg" for grid in grids for file in grid), order, scan
 
 
 def _pipelines(folder: Path, names: Sequence[str] | None) -> list[Path]:
@@ -129,14 +210,14 @@ def _files(pipeline: Path) -> Iterator[_File]:
                 raise _several([seen[stem], path], f"{stem} twice")
             seen[stem] = path
             entities = dict(entity.split("-", 1) for entity in match[1].split("_"))
-            description = entities.get("desc", "")
+            description = entities.get("desc") or entities.get("seg") or entities.get("atlas") or ""
             known = suffix == "dseg" or (suffix, description) in (("T1w", ""), ("T1w", "preproc"), ("mask", "brain"))
-            if known and "res" not in entities and entities.get("space", "") in OWN_SPACES:
+            if known and not {"res", "den"} & entities.keys() and entities.get("space", "") in OWN_SPACES:
                 scan = "_".join(f"{key}-{value}" for key, value in entities.items() if key not in MADE)
                 yield _File(path, pipeline, suffix, description, scan)
 
 
-def _grids(folder: Path, files: list[_File]) -> dict[str, list[list[_File]]]:
+def _grids(folder: Path, files: list[_File]) -> dict[str, _Grids]:
     """Return the grids of each scan; a grid is its image, then the label maps and masks that lie on it."""
     raw = {file.scan: file for file in files if (file.suffix, file.description, file.pipeline) == ("T1w", "", folder)}
     made = {(file.pipeline, file.scan): file for file in files if (file.suffix, file.description) == ("T1w", "preproc")}
@@ -167,7 +248,7 @@ def _scans_of(file: _File, raw: Iterable[str]) -> list[str]:
     return [scan for scan in raw if scan.startswith(f"{entities[0]}_") and set(entities) < set(scan.split("_"))]
 
 
-def _choice(scan: str, grids: list[list[_File]]) -> dict[str, str]:
+def _choice(scan: str, grids: _Grids) -> dict[str, str]:
     """Return a scan's image, and the label map and the mask on its grid where there are any."""
     maps = [file for grid in grids for file in grid if file.suffix == "dseg"]
     best = min(map(_rank, maps), default=0)
@@ -195,33 +276,11 @@ def _several(paths: Sequence[Path], what: str) -> InputError:
         paths[0].parent,
         found=f"{what}: {' and '.join(map(str, paths))}",
         expected="one",
-        remedy="Name the pipelines that are to be used in derivatives, or move one of the files away.",
+        remedy="Name the pipelines in derivatives, or the scans in entities, or move one of the files away.",
     )
 
 
-def _row(scan: str, files: dict[str, str], ages: dict[str, str]) -> dict[str, str]:
+def _row(scan: str, files: dict[str, str], age: str) -> dict[str, str]:
     subject, session = person_and_session(scan)
-    return {
-        "scan": scan,
-        "subject": subject,
-        "session": session,
-        "age": ages.get(subject, ""),
-        "image": files["image"],
-        "labels": files["labels"],
-        "mask": files["mask"],
-        "source_id": scan,
-    }
-
-
-def _ages(path: Path) -> dict[str, str]:
-    """Return the participants' ages where they are numbers."""
-    if not path.is_file():
-        return {}
-    expected = "a table (.tsv) with the column participant_id"
-    table = read_text_table(path, expected, "\t")
-    if "participant_id" not in table.columns:
-        raise InputError(path, found=f"the columns {', '.join(table.columns)}", expected=expected)
-    if "age" not in table.columns:
-        return {}
-    told = table[pd.to_numeric(table["age"], errors="coerce").notna()]
-    return dict(zip(told["participant_id"], told["age"], strict=True))
+    named = {key: files[key] for key in ("image", "labels", "mask")}
+    return {"scan": scan, "subject": subject, "session": session, "age": age, **named, "source_id": scan}

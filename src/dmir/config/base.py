@@ -1,20 +1,18 @@
-"""The base of all settings, and how mistakes in them are told."""
+"""How mistakes in settings are told."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from dmir.errors import DmirError, suggestion
+from dmir.settings import Model
 
-
-class Model(BaseModel):
-    """Base of all settings: unknown keys, NaN and Inf are refused, and a docstring below a field documents it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+QUOTES = "expected text; put a name into quotes ('2021', 'yes'), or YAML makes a number, a truth value or a date of it"
 
 
 class ConfigError(DmirError):
@@ -49,7 +47,7 @@ def mistakes_of(build: Callable[[], Any], where: str = "") -> list[str]:
 
 def mistakes(error: ValidationError, prefix: str = "") -> list[str]:
     """Say each mistake that pydantic found as ``key: what is wrong``."""
-    root = next(model for model in Model.__subclasses__() if model.__name__ == error.title)
+    root = next((model for model in _descendants(Model) if model.__name__ == error.title), Model)
     lines = []
     for item in error.errors(include_url=False):
         model, path = _resolve(root, item["loc"])
@@ -59,10 +57,18 @@ def mistakes(error: ValidationError, prefix: str = "") -> list[str]:
             message = f"found an unknown key. {suggestion(path[-1], model.model_fields)}"
         elif item["type"] == "missing":
             message = "found nothing; this key is required"
+        elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float | date):
+            message = f"found {shown(item['input'])}; {QUOTES}"
         elif item["type"] != "value_error":
             message = f"found {shown(item['input'])}; {message[0].lower()}{message[1:]}"
         lines += [f"{where}: {line}" if where else line for line in message.splitlines()]
     return lines
+
+
+def _descendants(model: type[Model]) -> Iterator[type[Model]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _descendants(child)
 
 
 def _resolve(root: type[Model], location: tuple[int | str, ...]) -> tuple[type[Model], list[str]]:
@@ -76,15 +82,16 @@ def _resolve(root: type[Model], location: tuple[int | str, ...]) -> tuple[type[M
         path.append(str(part))
         field = candidates[0].model_fields.get(str(part))
         if field is not None and len(candidates) == 1:
-            candidates = list(_models_in(field.annotation)) or candidates
+            candidates = list(models_in(field.annotation)) or candidates
     return candidates[0], path
 
 
-def _models_in(annotation: Any) -> Iterator[type[Model]]:
+def models_in(annotation: Any) -> Iterator[type[Model]]:
+    """Yield the models that a type is made of."""
     if isinstance(annotation, type) and issubclass(annotation, Model):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 def _tags(model: type[Model]) -> set[Any]:

@@ -190,11 +190,15 @@ class IxiCohort(FolderCohort):
 class BidsCohort(FolderCohort):
     """A BIDS tree with derivatives: `*_T1w`, `*_desc-brain_mask`, `*_dseg`."""
 
-    OWN = ("derivatives",)
+    OWN = ("derivatives", "entities", "every")
 
     source: Literal["bids"]
     derivatives: list[str] | None = None
     """Folders of `derivatives/` that are looked into; none: all."""
+    entities: dict[str, str] = {}
+    """What the scans' names must say, such as `{acq: mprage, run: "1"}`; `""`: they must lack that entity."""
+    every: Literal["session", "image"] = "session"
+    """`session`: one scan a session, by BIDS's entities; `image`: runs, acquisitions and so on are scans too."""
 
 
 def source_of(model: type[CohortKeys]) -> str:

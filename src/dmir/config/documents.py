@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from dmir import registry
 from dmir.cohorts.splits import split_names
-from dmir.config.base import Model
+from dmir.config.base import models_in
 from dmir.config.cohorts import COHORT_MODELS, CohortKeys, source_of
 from dmir.config.models import (
-    METHOD_MODELS,
     Config,
-    Elastix,
     Grid,
     Network,
     Preprocess,
-    Refinement,
     Report,
     Scores,
-    Syn,
     Training,
 )
 from dmir.config.studies import Ablation, LambdaStudy
 from dmir.networks import hyperparameter_names, network_names
+from dmir.settings import Model
 from dmir.structures import label_map_names, structure_set_names
+
+
+def _method_sections() -> list[tuple[str, type[Model]]]:
+    """Return the settings of every built-in method that has any, and of the lists of sections in them."""
+    sections: list[tuple[str, type[Model]]] = []
+    for name in registry.names("method"):
+        model = registry.settings_model(name)
+        if len(model.model_fields) > 1:  # more than `algorithm`
+            sections.append((f"`settings.<name>` of `{name}`", model))
+        for key, field in model.model_fields.items():
+            nested = [(f"`settings.<name>.{key}[]` of `{name}`", one) for one in models_in(field.annotation)]
+            sections += [(title, one) for title, one in nested if one not in [model for _, model in sections]]
+    return sections
+
 
 SECTIONS: tuple[tuple[str, type[Model]], ...] = (
     ("Top level", Config),
@@ -35,10 +48,8 @@ SECTIONS: tuple[tuple[str, type[Model]], ...] = (
     *((f"`cohorts.<name>` with `source: {source_of(model)}`", model) for model in COHORT_MODELS),
     ("`preprocess`", Preprocess),
     ("`training`", Training),
-    ("`settings.<name>` of `syn`", Syn),
-    ("`settings.<name>` of `elastix`", Elastix),
+    *_method_sections(),
     ("`settings.<name>` of a network", Network),
-    ("`settings.<name>` with `algorithm: refinement`", Refinement),
     ("`scores`", Scores),
     ("`report`", Report),
     ("`ablation`", Ablation),
@@ -59,6 +70,11 @@ two kinds of SyN, `settings: {caml-refined: {algorithm: refinement, of: caml}}` 
 network with what some steps of optimisation on each pair make of its fields. `dmir check CONFIG` tells every mistake
 before anything runs.
 
+A method may also be somebody else's: of an installed package, of a file (`algorithm: my_network.py:MyNetwork`), any
+program (`algorithm: command`), or fields that are there (`algorithm: fields`): [own-method.md](../docs/own-method.md)
+has an example of each, and `dmir methods` lists what there is. A configuration that names code runs code; `dmir check`
+lists it.
+
 A table of files (`source: table`) is a .csv or .tsv with the columns `scan, subject, image, labels` and, where they are
 known, `split, session, age, mask`. `split` is `train`, `val`, `test` or `atlas`; it may also stand in a file of its own
 (`scan, split`), which the key `split` names. A subject may have several scans; they must stay in one split. Paths start
@@ -70,7 +86,7 @@ from the table's own folder. `dmir scans SOURCE FOLDER` prints such a table of a
 def json_schema() -> str:
     """Return the JSON schema of the configuration, for editors."""
     schema = Config.model_json_schema()
-    models: list[type[Model]] = [*METHOD_MODELS.values(), Network]
+    models: list[type[Model]] = [*map(registry.settings_model, registry.names("method")), Network]
     methods = [_optional_algorithm(model.model_json_schema()) for model in models]
     schema["$comment"] = "Generated from src/dmir/config by `dmir docs`; do not edit."
     schema["properties"]["settings"]["additionalProperties"] = {"anyOf": methods}
@@ -103,7 +119,7 @@ def readme() -> str:
 def _section(title: str, model: type[Model]) -> str:
     lines = [
         f"## {title}\n",
-        f"{(model.__doc__ or '').strip()}\n",
+        f"{inspect.cleandoc(model.__doc__ or '')}\n",
         "| key | type | default | meaning |",
         "|---|---|---|---|",
     ]
@@ -115,7 +131,7 @@ def _section(title: str, model: type[Model]) -> str:
         if name == "source":
             continue  # the title has it
         default = "required" if field.is_required() else f"`{_plain(field.default)}`"
-        kind = _kind(schema["properties"][name]).replace("|", "\\|")
+        kind = kind_of(schema["properties"][name]).replace("|", "\\|")
         lines.append(f"| `{name}` | {kind} | {default} | {_meaning(name, field, common)} |")
     return "\n".join(lines) + "\n\n"
 
@@ -126,19 +142,19 @@ def _meaning(name: str, field: FieldInfo, common: dict[str, FieldInfo]) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Model):
+    if isinstance(value, Model) or (isinstance(value, list) and any(isinstance(item, Model) for item in value)):
         return "see below"
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
-def _kind(schema: dict[str, Any]) -> str:
+def kind_of(schema: dict[str, Any]) -> str:
     """Say a JSON schema's type in a few words."""
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
     if "anyOf" in schema:
-        return " or ".join(_kind(option) for option in schema["anyOf"])
+        return " or ".join(kind_of(option) for option in schema["anyOf"])
     if "$ref" in schema:
         return "section"
     if schema.get("type") == "array":
@@ -148,7 +164,7 @@ def _kind(schema: dict[str, Any]) -> str:
             if schema.get("minItems") and schema.get("minItems") == schema.get("maxItems")
             else ""
         )
-        return f"list of {count}{_kind(items)}"
+        return f"list of {count}{kind_of(items)}"
     names = {
         "object": "dictionary",
         "integer": "integer",

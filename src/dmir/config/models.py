@@ -9,16 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dmir.config.base import Model, mistakes_of
+from dmir import registry
+from dmir.config.base import mistakes_of
 from dmir.config.cohorts import Cohort, CohortKeys
-from dmir.config.studies import Ablation, LambdaStudy, Variant, ablation_variants, lambda_variants
-from dmir.errors import suggestion
+from dmir.config.studies import STUDIES, Ablation, LambdaStudy, Variant, ablation_variants, lambda_variants
+from dmir.errors import InputError, suggestion
+from dmir.methods.refinement import Settings as Refinement
 from dmir.networks import hyperparameter_names, network_names
+from dmir.settings import MethodSettings, Model, Positive
 from dmir.structures import label_map_names, load_structures, structure_set_names
 
-CLASSICAL = ("affine", "syn", "elastix")
 MOST_MODELS = 1000  # more is a slip: the jobs could not even be listed
-Positive = Annotated[float, Field(gt=0)]
 Shape = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 
 
@@ -61,6 +62,8 @@ class Preprocess(Model):
     """This percentile of the brain's intensities becomes 1."""
     label_interpolation: Literal["nearest", "generic_label"] = "nearest"
     """How label maps come to the grid."""
+    strict: bool = False
+    """What is doubtful about a scan (its units, its place, its mask, what flags it) is an error, and not only told."""
     flagged: Literal["keep", "leave_out"] = "keep"
     """Scans that quality control flags: used like all others, or neither trained on nor registered."""
 
@@ -110,65 +113,11 @@ class Training(Model):
         return self
 
 
-class Affine(Model):
-    """No deformation: what affine preprocessing alone gives."""
-
-    algorithm: Literal["affine"]
-
-
-class Syn(Model):
-    """SyN of ANTs (Avants et al. 2008), deformable part only: the pairs are affinely aligned."""
-
-    algorithm: Literal["syn"]
-    metric: Literal["CC", "mattes", "meansquares"] = "CC"
-    """Similarity: cross-correlation, mutual information or mean squares."""
-    radius: Annotated[int, Field(ge=1)] = 2
-    """Radius of the window of `CC` in voxels."""
-    bins: Annotated[int, Field(ge=8)] = 32
-    """Histogram bins of `mattes`."""
-    iterations: list[Annotated[int, Field(ge=0)]] = [40, 20, 2]
-    """Iterations a level, from the coarsest to full resolution."""
-    gradient_step: Positive = 0.3
-    """Length of a step."""
-    flow_sigma: Annotated[float, Field(ge=0)] = 3.0
-    """Smoothing of the update field."""
-    total_sigma: Annotated[float, Field(ge=0)] = 0.0
-    """Smoothing of the total field."""
-    mask_margin: Annotated[int, Field(ge=0)] | None = 2
-    """The metric is computed within the fixed brain and so many voxels round it; none: everywhere."""
-    single_precision: bool = False
-    """Compute in float32 instead of float64."""
-    seed: int = 1
-    """Of ITK's random numbers."""
-
-
-class Elastix(Model):
-    """Elastix (Klein et al. 2010): free-form B-splines."""
-
-    algorithm: Literal["elastix"]
-    metric: Literal["normalised_correlation", "mutual_information"] = "normalised_correlation"
-    """Similarity."""
-    final_grid_spacing: Positive = 10.0
-    """Spacing of the control points in mm at the finest level."""
-    resolutions: Annotated[int, Field(ge=1, le=8)] = 4
-    """Levels."""
-    iterations: Annotated[int, Field(ge=1)] = 150
-    """Iterations a level."""
-    samples: Annotated[int, Field(ge=100)] = 2048
-    """Random samples an iteration."""
-    bending_energy: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the bending energy of the field."""
-    seed: int = 1
-    """Of the random samples."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """Its result depends on the number of threads, so that this is a parameter and not a resource."""
-
-
-class Network(Model):
+class Network(MethodSettings):
     """A network: which, its hyperparameters, and where its training differs from `training`."""
 
     algorithm: str
-    """One of the networks of `dmir.networks`."""
+    """One of the networks of `dmir.networks` or of an installed package, or a file's: `my_network.py:MyNetwork`."""
     network: dict[str, Any] = {}
     """Hyperparameters of the network, by the names of its constructor."""
     training: dict[str, Any] = {}
@@ -183,42 +132,6 @@ class Network(Model):
                     f"network.{key}: {self.algorithm} has no such hyperparameter. {suggestion(key, known)}"
                 )
         return self
-
-
-class Refinement(Model):
-    """A network's field, refined on each pair by some steps of Adam that minimise the loss of the network's training.
-
-    A row of its own: it uses the weights of the network, and its seconds are those of both.
-    """
-
-    algorithm: Literal["refinement"]
-    of: str
-    """The network: one of `methods`, a key of `settings` or a plain name. It is trained once, for both rows."""
-    steps: Annotated[int, Field(ge=0)] = 20
-    """Steps of Adam; the field with the lowest loss of them all is taken."""
-    learning_rate: Positive = 0.1
-    """Of Adam: about as many voxels a step."""
-    similarity: Literal["lncc", "mse", "mutual_information"] | None = None
-    """What is made alike; none: as in the network's training, and so for the next two."""
-    window: Annotated[int, Field(ge=3)] | None = None
-    """Edge of the window of `lncc` in voxels, odd."""
-    regularisation: Annotated[float, Field(ge=0)] | None = None
-    """Weight lambda of the diffusion of the field."""
-    downsampling: Annotated[int, Field(ge=1, le=8)] = 2
-    """The correction has one vector in a cube of so many voxels."""
-    smoothing: Annotated[float, Field(ge=0, le=10)] = 1.0
-    """Standard deviation of the Gaussian that smooths the correction, in its own coarse voxels; 0: none."""
-
-    @field_validator("window")
-    @classmethod
-    def _odd(cls, value: int | None) -> int | None:
-        if value is not None and value % 2 == 0:
-            raise ValueError(f"found {value}; expected an odd number")
-        return value
-
-
-MethodSettings = Affine | Syn | Elastix | Refinement | Network
-METHOD_MODELS: dict[str, type[Model]] = {"affine": Affine, "syn": Syn, "elastix": Elastix, "refinement": Refinement}
 
 
 class Scores(Model):
@@ -332,7 +245,7 @@ class Config(Model):
         for name, ids in self.report.surfaces.items():
             problems += self._surface_mistakes(name, ids)
         if not problems:  # else they would be told once more
-            for study in ("ablation", "lambda_study"):
+            for study in STUDIES:
                 problems += self._variant_mistakes(study)
         if problems:
             raise ValueError("\n".join(problems))
@@ -357,52 +270,68 @@ class Config(Model):
 
     def method(self, name: str) -> MethodSettings:
         """Return the settings of a method by its name in ``methods``; the training of a network is complete in them."""
-        if name not in [*self.settings, *CLASSICAL, *network_names()]:  # perhaps a row of a study
+        if name not in self.settings and name not in registry.built_in():  # perhaps a row of a study
             return self._settings(name, self._variant_settings.get(name, {}))
         return self._settings(name, self.settings.get(name, {}))
 
     def _settings(self, name: str, given: Any) -> MethodSettings:
         if not isinstance(given, dict):
             raise ValueError(f"found {given!r}; expected a dictionary of parameters")
-        algorithm, known = given.get("algorithm", name), [*METHOD_MODELS, *network_names()]
-        if algorithm not in known:
-            raise ValueError(f"'{algorithm}' is no algorithm. {suggestion(str(algorithm), known)}")
-        settings = METHOD_MODELS.get(algorithm, Network).model_validate({**given, "algorithm": algorithm})
+        algorithm = given.get("algorithm", name)
+        if not isinstance(algorithm, str):
+            raise ValueError(f"algorithm: found {algorithm!r}; expected a name")
+        try:
+            kind = registry.find(algorithm).kind
+            model = Network if kind == "network" else registry.settings_model(algorithm)
+        except InputError as error:
+            plain = not registry.names_a_file(algorithm) and error.where == "algorithm"
+            raise ValueError(f"'{algorithm}' is no algorithm. {error.remedy}" if plain else str(error)) from None
+        settings = model.model_validate({**given, "algorithm": algorithm})
         if isinstance(settings, Network):
             training = Training.model_validate({**self.training.model_dump(), **settings.training})
             settings = settings.model_copy(update={"training": training.model_dump(mode="json")})
         if isinstance(settings, Refinement):
-            with contextlib.suppress(ValidationError):  # of the network: told at its own key
-                trained = self._refined(settings.of).training
-                keys = [key for key in ("similarity", "window", "regularisation") if getattr(settings, key) is None]
-                settings = settings.model_copy(update={key: trained[key] for key in keys})
-        return settings  # type: ignore[return-value]
+            with contextlib.suppress(ValidationError):  # of what is refined: told at its own key
+                refined = self._refined(settings.of)
+                if isinstance(refined, Network) and settings.similarity is None:
+                    settings = settings.model_copy(update={"similarity": refined.training["similarity"]})
+        return settings
 
     def _algorithm(self, name: str) -> str:
         """Return what a method is, as far as the configuration says it."""
         given = self.settings.get(name, {})
         return str(given.get("algorithm", name)) if isinstance(given, dict) else name
 
-    def _refined(self, name: str) -> Network:
-        """Return the settings of the network that a refinement names as ``of``."""
+    def _refined(self, name: str) -> MethodSettings:
+        """Return the settings of the method that a refinement names as ``of``."""
         if self._algorithm(name) == "refinement":
-            raise ValueError(f"of: found '{name}', a refinement itself; expected a network")
-        known = [
-            method
-            for method in dict.fromkeys([*self.methods, *self.settings, *network_names()])
-            if self._algorithm(method) in network_names()
-        ]
-        known += self._variant_settings if name in self.methods and name not in known else []
-        if name not in known:
-            raise ValueError(f"of: found '{name}', no network of this configuration. {suggestion(name, known)}")
-        return self.method(name)  # type: ignore[return-value]
+            raise ValueError(f"of: found '{name}', a refinement itself; expected a network or a classical method")
+        if not _is_known(self._algorithm(name)) and not (name in self.methods and name in self._variant_settings):
+            named = [*self.methods, *self.settings, *registry.names("method"), *registry.names("network")]
+            known = [method for method in dict.fromkeys(named) if self._algorithm(method) != "refinement"]
+            raise ValueError(f"of: found '{name}', no method of this configuration. {suggestion(name, known)}")
+        return self.method(name)
 
     def network_of(self, name: str) -> str | None:
-        """Return the method whose weights a method uses: a network itself, what a refinement refines, else none."""
+        """Return the method whose weights a method uses: a network itself, the one that is refined, else none."""
         settings = self.method(name)
         if isinstance(settings, Refinement):
-            return settings.of
+            return self.network_of(settings.of)
         return name if isinstance(settings, Network) else None
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """Return what a classical method's ``register`` is to be given, as JSON has it; ``of``: of what is refined."""
+        settings = self.method(name)
+        values = settings.parameters()
+        if isinstance(settings, Refinement):
+            refined = self.method(settings.of)
+            values["of"] = {"algorithm": refined.algorithm, **self.parameters(settings.of)}
+        return values
+
+    def takes_card(self, name: str) -> bool:
+        """Tell whether a method that needs no weights computes on a GPU where there is one."""
+        settings = self.method(name)
+        return self.network_of(name) is None and registry.on_gpu(settings.algorithm, self.parameters(name))
 
     def _few_enough(self) -> None:
         rows = 2 ** len(self.ablation.switches) + len(self.lambda_study.methods) * len(self.lambda_study.values)
@@ -415,6 +344,11 @@ class Config(Model):
         """Return the networks to train, in the tables' order: methods, and what is there to be refined alone."""
         used = (self.network_of(name) for name in self.methods)
         return list(dict.fromkeys(name for name in used if name is not None))
+
+    def every_method(self) -> list[str]:
+        """Return all that a run may train or register with: what is compared, what is refined, the rows of studies."""
+        studied = [row.name for study in STUDIES for row in self.variants(study)]
+        return list(dict.fromkeys([*self.methods, *self.networks(), *studied]))
 
     def models_of(self, method: str) -> list[str]:
         """Return the models that a method registers with: of a network and its refinement one a seed, else ``none``."""
@@ -434,15 +368,14 @@ class Config(Model):
         return lambda_variants(self.lambda_study, self._network_settings)
 
     def _network_settings(self, name: str) -> dict[str, Any]:
-        if self._algorithm(name) in METHOD_MODELS:
+        if _is_known(self._algorithm(name), "method"):
             raise ValueError(f"'{name}' is no network; expected one of {', '.join(network_names())}")
         settings = self._settings(name, self.settings.get(name, {}))  # not method(): it asks for the studies' rows
         return settings.model_dump(mode="json")
 
     @cached_property
     def _variant_settings(self) -> dict[str, dict[str, Any]]:
-        rows = [*self.variants("ablation"), *self.variants("lambda_study")]
-        return {row.name: row.settings for row in rows}
+        return {row.name: row.settings for study in STUDIES for row in self.variants(study)}
 
     def _variant_mistakes(self, study: str) -> list[str]:
         """Say what is wrong with a study: its networks, its switches, its training."""
@@ -461,13 +394,13 @@ class Config(Model):
 
     def numbers(self, study: str | None = None) -> dict[str, Any]:
         """Return all that scores depend on, as JSON has it: of a study, its own key too; no place, no drawing."""
-        named = {"ablation", "lambda_study"} - {study}
+        named = {*STUDIES} - {study}
         return self.model_dump(mode="json", exclude={*PLACES_AND_DRAWINGS, *named})
 
     def trained_pairs(self) -> list[str]:
         """Return the kinds of pairs that networks are trained with, each once."""
-        kinds = [self.method(name).training["pairs"] for name in self.networks()]  # type: ignore[union-attr]
-        return list(dict.fromkeys(kinds))
+        trained = (self.method(name) for name in self.networks())
+        return list(dict.fromkeys(one.training["pairs"] for one in trained if isinstance(one, Network)))
 
     def scan_parameters(self, name: str) -> dict[str, Any]:
         """Return what :func:`dmir.cohorts.scan_table` is to be given for a cohort."""
@@ -477,6 +410,15 @@ class Config(Model):
 
 
 PLACES_AND_DRAWINGS = frozenset({"results", "root", "keep_fields", "pairs_per_job", "disk_quota_gb", "report"})
+
+
+def _is_known(algorithm: str, kind: str | None = None) -> bool:
+    """Tell whether a method or a network goes by a name."""
+    try:
+        registry.find(algorithm, kind)
+    except InputError:
+        return False
+    return True
 
 
 def _unique(key: str, names: list) -> list[str]:

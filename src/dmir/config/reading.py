@@ -8,6 +8,7 @@ YAML aliases can stand for more than a memory holds.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dmir.config.base import ConfigError, mistakes, shown
+from dmir.config.base import QUOTES, ConfigError, mistakes, shown
 from dmir.config.models import Config
 from dmir.errors import InputError
 from dmir.volumes import MAXIMUM_VOXELS
@@ -26,6 +27,8 @@ MAXIMUM_DEPTH = 20
 LONGEST_KEY, LONGEST_TEXT = 100, 4096  # a key can name a folder, a text can be a path
 LARGEST_INTEGER = 2**63 - 1
 UNSAFE_IN_PATHS = frozenset('{}*?;&|<>$`"\\')  # for a shell, or as wildcards of Snakemake
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+TEMPLATE_KEY = "__use_yte__"  # of YTE, through which Snakemake reads its configuration files before we see them
 PATHS = frozenset({"results", "root", "folder", "table", "freesurfer", "split", "pairs"})
 
 
@@ -95,7 +98,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if problems:
         raise ConfigError(str(path), problems)
     if not isinstance(values, dict):
-        raise InputError(path, found=type(values).__name__, expected="a dictionary of keys")
+        table = path.suffix.lower() in (".csv", ".tsv")
+        raise InputError(
+            path,
+            found="a table" if table else type(values).__name__,
+            expected="a dictionary of keys",
+            remedy="A table of scans is named by a cohort's key table: docs/cohorts.md." if table else "",
+        )
+    if TEMPLATE_KEY in values:
+        raise InputError(
+            path,
+            found=f"the key {TEMPLATE_KEY}, with which Snakemake runs what the file holds as Python",
+            expected="plain values",
+            remedy="Never give this file to Snakemake unless you trust whoever wrote it; take the key away.",
+        )
     return values
 
 
@@ -111,6 +127,11 @@ def _check_tree(tree: yaml.Node) -> Iterator[str]:
         children: list[tuple[str, yaml.Node]] = []
         if isinstance(node, yaml.SequenceNode):
             children = [(f"{path}[{place}]", child) for place, child in enumerate(node.value)]
+        elif _is_changed(node):
+            yield (
+                f"{path}: found {node.value[:LONGEST_KEY]}, of which YAML makes {shown(yaml.safe_load(node.value))}; "
+                f"expected a decimal number, or a name in quotes: '{node.value[:LONGEST_KEY]}'"
+            )
         elif isinstance(node, yaml.MappingNode):
             lines: dict[Any, int] = {}
             for key, value in node.value:
@@ -131,6 +152,12 @@ def _check_tree(tree: yaml.Node) -> Iterator[str]:
     yield from walk(tree, "")
 
 
+def _is_changed(node: yaml.Node) -> bool:
+    """Tell whether a word is one of those that YAML takes for a number of another base: 007, 0x10, 1:30."""
+    number = node.tag.rpartition(":")[2] if isinstance(node, yaml.ScalarNode) and node.style is None else ""
+    return (number == "int" and not DECIMAL.fullmatch(node.value)) or (number == "float" and ":" in node.value)
+
+
 def _unreasonable(values: Any) -> Iterator[str]:
     """Yield what no configuration has, one ``key: what`` each: before any of it is checked, copied or printed."""
     left = [MAXIMUM_ENTRIES]
@@ -143,7 +170,9 @@ def _unreasonable(values: Any) -> Iterator[str]:
         elif left[0] > 0 and isinstance(value, dict):
             for key, entry in value.items():
                 where = f"{path}.{key}" if path else f"{key}"
-                if not isinstance(key, str) or not key.isprintable() or not 0 < len(key) <= LONGEST_KEY:
+                if not isinstance(key, str):
+                    yield f"{path or 'configuration'}: found the key {shown(key)}; {QUOTES}"
+                elif not key.isprintable() or not 0 < len(key) <= LONGEST_KEY:
                     yield f"{path or 'configuration'}: found the key {shown(key)}; expected 1 to {LONGEST_KEY} letters"
                 else:
                     yield from walk(entry, where, depth + 1)

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator
 
 from dmir.config.base import Model
 
+STUDIES = ("ablation", "lambda_study")
+
 
 class Ablation(Model):
     """What `snakemake ablation` trains: a network with every combination of some switches on and off."""

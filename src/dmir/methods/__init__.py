@@ -1,36 +1,33 @@
 """Methods: whatever turns a pair of images into a displacement field, behind one call.
 
-``register(moving, fixed, method="syn")``. The classical methods look at physical space alone: the moving image may lie
-on a grid of its own, and the field takes a point of the fixed world to one of the moving world, counted in voxels of
-the fixed grid (:func:`dmir.fields.onto_moving_grid` counts it in the moving image's). To add one: a new file beside
-this one with a function ``register(moving, fixed, **parameters)`` and the names of the ``LIBRARIES`` that it imports
-when called, and one line in ``ALGORITHMS``.
+``register(moving, fixed, method="syn")``. The methods of this folder look at physical space alone: the moving image
+may lie on a grid of its own, and the field takes a point of the fixed world to one of the moving world, counted in
+voxels of the fixed grid (:func:`dmir.fields.onto_moving_grid` counts it in the moving image's). To add one: a new file
+beside this one with a ``TITLE``, its ``Settings``, a function ``register(moving, fixed, *, ...)`` and, if it likes,
+``cost``, ``PAPER``, ``COLOUR``, the names of the ``LIBRARIES`` that it imports when called. docs/own-method.md tells it
+all, and how a method comes from elsewhere (:mod:`dmir.registry`).
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
+from dmir import registry
 from dmir.errors import InputError, suggestion
 from dmir.volumes import Volume
 
-ALGORITHMS: dict[str, str] = {
-    "affine": "dmir.methods.affine",
-    "syn": "dmir.methods.syn",
-    "elastix": "dmir.methods.elastix",
-}
-"""Name -> module; imported only when it is asked for."""
-
 NETWORK = "dmir.methods.network"
-REFINEMENT = "dmir.methods.refinement"
+_SURROUNDINGS: ContextVar[dict[str, Any]] = ContextVar("surroundings", default={})  # noqa: B039 (never changed)
 
 
-def register(moving: Volume, fixed: Volume, method: str = "syn", **parameters: Any) -> np.ndarray:
+def register(moving: Volume, fixed: Volume, method: str = "descent", **parameters: Any) -> np.ndarray:
     """Register a moving image to a fixed one, affinely aligned to it.
 
     Parameters
@@ -38,8 +35,9 @@ def register(moving: Volume, fixed: Volume, method: str = "syn", **parameters: A
     moving, fixed
         Images, skull-stripped and in [0, 1]. For a network both on one grid.
     method
-        ``"affine"`` (the zero field), ``"syn"``, ``"elastix"``, the path of a network's ``.safetensors`` file, the
-        name of a network with ``weights=`` its file, or ``"refinement"``, which refines its field on this pair.
+        ``"affine"`` (the zero field), ``"syn"``, ``"elastix"``, ``"descent"``, the path of a network's
+        ``.safetensors`` file, the name of a network with ``weights=`` its file, ``"refinement"``, which refines its
+        field, or that of another method (``of=``), on this pair, or a method of a package or a file.
     parameters
         Of the method; see ``register`` in its module.
 
@@ -54,10 +52,26 @@ def register(moving: Volume, fixed: Volume, method: str = "syn", **parameters: A
         There is no such method, or it has no such parameter.
     """
     function, parameters = _resolve(method, parameters)
-    return function(moving, fixed, **parameters)
+    asked = inspect.signature(function).parameters
+    around = {name: value for name, value in _SURROUNDINGS.get().items() if name in asked}
+    return function(moving, fixed, **{**around, **parameters})
 
 
-def describe(method: str = "syn", **parameters: Any) -> str:
+@contextmanager
+def surroundings(**values: Any) -> Iterator[None]:
+    """Give methods that ask for them what is no parameter of theirs, also where one runs within another.
+
+    ``limit``, seconds that a pair may take; ``names``, what the scans are called; ``measured``, a dictionary into which
+    a method writes what it measures better than its caller.
+    """
+    before = _SURROUNDINGS.set(values)
+    try:
+        yield
+    finally:
+        _SURROUNDINGS.reset(before)
+
+
+def describe(method: str = "descent", **parameters: Any) -> str:
     """Return a method and all its parameters, defaults included, in one line for provenance.
 
     Raises
@@ -75,11 +89,13 @@ def describe(method: str = "syn", **parameters: Any) -> str:
     return f"{method}({values})"
 
 
-def load_libraries(method: str) -> None:
-    """Import what a classical method stands on, ahead of a registration whose time is to be taken."""
-    if method in ALGORITHMS:
-        for name in importlib.import_module(ALGORITHMS[method]).LIBRARIES:
-            importlib.import_module(name)
+def load_libraries(method: str, parameters: Mapping[str, Any] | None = None) -> None:
+    """Import what a method without weights stands on, ahead of a registration whose time is to be taken."""
+    for part in registry.parts(method, parameters or {}) if parameters else ():
+        if part["algorithm"] != method:
+            load_libraries(part["algorithm"])
+    for name in getattr(registry.implementation(method), "LIBRARIES", ()):
+        importlib.import_module(name)
 
 
 def _plain(value: Any) -> str:
@@ -88,12 +104,18 @@ def _plain(value: Any) -> str:
 
 def _resolve(method: str, parameters: dict[str, Any]) -> tuple[Callable[..., np.ndarray], dict[str, Any]]:
     """Return the function behind a method, and its parameters, checked by name."""
-    module = ALGORITHMS.get(method)
-    if module is None:
-        module = REFINEMENT if method == "refinement" else NETWORK
-        parameters = _network_parameters(method, parameters)
-    function = importlib.import_module(module).register
-    known = [name for name in inspect.signature(function).parameters if name not in ("moving", "fixed")]
+    entry = None if str(method).endswith(".safetensors") else registry.find(method, where="method")
+    if entry is None or entry.kind == "network":
+        parameters = _with_weights(method, parameters)
+        function = importlib.import_module(NETWORK).register
+    else:
+        if method == "refinement" and parameters.get("of") is None:
+            parameters = _with_weights(method, parameters)
+        function = registry.implementation(method).register
+    arguments = inspect.signature(function).parameters.values()
+    known = [argument.name for argument in arguments if argument.name not in ("moving", "fixed")]
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+        return function, parameters
     for name in parameters:
         if name not in known:
             raise InputError(
@@ -105,20 +127,10 @@ def _resolve(method: str, parameters: dict[str, Any]) -> tuple[Callable[..., np.
     return function, parameters
 
 
-def _network_parameters(method: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with the weights among them, or refuse a name that is no method."""
+def _with_weights(method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with the weights among them, or refuse a network without any."""
     if str(method).endswith(".safetensors"):
         return {"weights": method, **parameters}
-    from dmir.networks import network_names
-
-    known = [*network_names(), "refinement"]
-    if method not in known:
-        raise InputError(
-            "method",
-            found=f"'{method}'",
-            expected="affine, syn, elastix, a network, refinement, or the path of a .safetensors file",
-            remedy=suggestion(str(method), [*ALGORITHMS, *known]),
-        )
     if "weights" not in parameters:
         raise InputError(
             "method",

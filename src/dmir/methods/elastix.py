@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, ModuleType
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from dmir.errors import DmirError, InputError, suggestion
-from dmir.fields import LPS, to_voxels
 from dmir.methods.geometry import geometry
+from dmir.settings import MethodSettings, PairCost, Positive
 from dmir.storage import temporary_folder
 from dmir.volumes import Volume
 
+TITLE = "Elastix"
+PAPER = "Klein et al. 2010; B-splines of Rueckert et al. 1999"
+COLOUR, MARKER = "#f0e442", "d"
 METRICS = {
     "mutual_information": "AdvancedMattesMutualInformation",
     "normalised_correlation": "AdvancedNormalizedCorrelation",
 }
 LIBRARIES = ("itk.itkElastixRegistrationMethodPython", "itk.itkTransformixFilterPython")
 LARGEST_FIELD = 1e5  # mm; what elastix gives when its optimiser has run away
+
+SAMPLE = 6e-6  # CPU seconds of an iteration and random sample
+ONCE = (2.0, 5e-6)  # of a registration, and of a voxel of it: pyramids, the field
+TRIED_ITERATIONS = (5, 25)  # a level: what differs is the iterations', the rest is spent once
+
+
+class Settings(MethodSettings):
+    """Elastix (Klein et al. 2010): free-form B-splines."""
+
+    metric: Literal["normalised_correlation", "mutual_information"] = "normalised_correlation"
+    """Similarity."""
+    final_grid_spacing: Positive = 10.0
+    """Spacing of the control points in mm at the finest level."""
+    resolutions: Annotated[int, Field(ge=1, le=8)] = 4
+    """Levels."""
+    iterations: Annotated[int, Field(ge=1)] = 150
+    """Iterations a level."""
+    samples: Annotated[int, Field(ge=100)] = 2048
+    """Random samples an iteration."""
+    bending_energy: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the bending energy of the field."""
+    seed: int = 1
+    """Of the random samples."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Its result depends on the number of threads, so that this is a parameter and not a resource."""
 
 
 def register(
@@ -77,6 +108,8 @@ def register(
             "metric", found=f"'{metric}'", expected=" or ".join(METRICS), remedy=suggestion(str(metric), METRICS)
         )
     import itk
+
+    from dmir.fields import LPS, to_voxels  # torch: not for those who ask what there is
 
     # Not elastix's own number of threads: with two metrics at once it crashes there (ITKElastix issue 160).
     itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
@@ -183,3 +216,24 @@ def _to_itk(itk: ModuleType, volume: Volume, name: str) -> Any:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def cost(
+    parameters: Mapping[str, Any],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    measured: Mapping[str, float] = MappingProxyType({}),
+) -> PairCost:
+    """Return what a pair costs; ``iteration_s`` may be measured."""
+    each = measured.get("iteration_s", SAMPLE * parameters["samples"])
+    once = ONCE[0] + ONCE[1] * math.prod(shape)
+    return PairCost(once + each * parameters["iterations"] * parameters["resolutions"])
+
+
+def measure(
+    parameters: Mapping[str, Any], seconds_of: Callable[[Mapping[str, Any]], float], shape: Sequence[int]
+) -> dict[str, float]:
+    """Return the seconds of one iteration, of one level."""
+    taken = [seconds_of({**parameters, "iterations": iterations}) for iterations in TRIED_ITERATIONS]
+    more = (TRIED_ITERATIONS[1] - TRIED_ITERATIONS[0]) * int(parameters["resolutions"])
+    return {"iteration_s": max(taken[1] - taken[0], 0.0) / more}

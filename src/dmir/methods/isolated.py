@@ -12,36 +12,42 @@ done again by the next run.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import math
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmir import registry
 from dmir.errors import DmirError, StorageError
 from dmir.job import THREAD_VARIABLES
-from dmir.methods.records import COLUMNS, MEASURED
+from dmir.methods.processes import KILLED, end_of, end_with_parent, signal_name
+from dmir.methods.records import COLUMNS, MEASURED, planes_of
+from dmir.registry import asks_for, runs
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+
+    from dmir.volumes import Volume
 
 log = logging.getLogger(__name__)
 
 MODULE = "dmir.methods.isolated"
 MIB = 2**20
+GRACE = 20.0  # seconds that a process has to stop its program after its time is over
+MOST_LOGGED = 2**16  # bytes of what a pair of somebody else's method said
 UNABLE = 3  # the status of a process that could not do what it was asked, whatever the method
-KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # signals that others send
-PR_SET_PDEATHSIG = 1
 
 
 class Unable(DmirError):
@@ -56,6 +62,7 @@ def register_isolated(
     parameters: Mapping[str, Any] | None = None,
     threads: int = 1,
     timeout: float | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Register one pair in a process of its own and write its field.
 
@@ -72,13 +79,16 @@ def register_isolated(
         wins.
     timeout
         Seconds after which the process is stopped; None: never.
+    names
+        What scans and cohort are called, for a method that asks for it: ``moving``, ``fixed``, ``cohort``.
 
     Returns
     -------
     dict
         ``status`` ("ok" or "failed"), ``reason`` ("" or one line), ``seconds`` (the registration alone),
-        ``read_seconds``, ``write_seconds``, ``peak_memory_mb`` (of that process, MiB), ``device`` ("cpu"), ``threads``.
-        What was not reached is NaN.
+        ``read_seconds``, ``write_seconds``, ``peak_memory_mb`` (of that process, or of a GPU where it computed there,
+        MiB), ``device``, ``threads``; ``inverse_mean`` and ``inverse_worst``, how far there and back by the inverse
+        ends from the start (voxels), of a method that gives one. What was not reached is NaN.
 
     Raises
     ------
@@ -86,7 +96,7 @@ def register_isolated(
         It was not the method that failed: the process was killed, the images cannot be read, the disk is full.
     """
     parameters = dict(parameters or {})
-    threads = int(parameters.get("threads", threads))
+    threads = int((parameters.get("of") or parameters).get("threads", threads))
     field_path = Path(field_path)
     field_path.unlink(missing_ok=True)
     record: dict[str, Any] = {"status": "ok", "reason": "", **dict.fromkeys(MEASURED, math.nan)}
@@ -99,12 +109,19 @@ def register_isolated(
             "field": str(field_path.absolute()),
             "method": method,
             "parameters": parameters,
+            "cut_planes": [planes_of(path) for path in (moving_path, fixed_path)] if asks_for(method, "seen") else [],
+            "limit": timeout,
+            "names": dict(names or {}),
             "answer": str(folder / "answer.json"),
             "parent": os.getpid(),
         }
         (folder / "request.json").write_text(json.dumps(request, default=str))
         pair = f"{method}, {moving_path} to {fixed_path}"
-        reason = _run(folder, _environment(threads, parameters, folder), timeout, pair)
+        own_limit = timeout is not None and asks_for(method, "limit")  # it stops what it has started, and says so
+        patience = timeout + GRACE if own_limit and timeout is not None else timeout
+        reason = _run(folder, _environment(threads, parameters, folder), patience, pair)
+        if runs(method, parameters):
+            _log_output(folder / "output.txt", pair)
         answer = folder / "answer.json"
         if not reason and not answer.is_file():
             reason = "the process ended without an answer"
@@ -152,7 +169,8 @@ def register_pairs(
     def one(pair: tuple[str, str | Path, str, str | Path]) -> dict[str, Any]:
         moving, moving_path, fixed, fixed_path = pair
         field_path = pair_field(folder, moving, fixed)
-        record = register_isolated(moving_path, fixed_path, field_path, method, parameters, threads, timeout)
+        names = {"moving": moving, "fixed": fixed, "cohort": cohort}
+        record = register_isolated(moving_path, fixed_path, field_path, method, parameters, threads, timeout, names)
         return {"cohort": cohort, "method": method, "model": model, "moving": moving, "fixed": fixed} | record
 
     records = []
@@ -167,7 +185,7 @@ def register_pairs(
 def _environment(threads: int, parameters: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Return the environment of the process: threads and seed before anything is imported."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
-    environment["ANTS_RANDOM_SEED"] = str(parameters.get("seed", 1))
+    environment["ANTS_RANDOM_SEED"] = str((parameters.get("of") or parameters).get("seed", 1))
     environment["TMPDIR"] = str(folder)  # what a killed process leaves goes with this folder
     source = str(Path(__file__).parents[2])  # this very library, installed or not
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
@@ -198,7 +216,7 @@ def _run(folder: Path, environment: Mapping[str, str], timeout: float | None, pa
         return ""
     if done.returncode < 0:
         number = -done.returncode
-        name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
+        name = signal_name(number)
         if number in KILLED:
             raise DmirError(
                 f"{pair}: the process that registered this pair was killed by {name}: by the system, for want of"
@@ -208,6 +226,13 @@ def _run(folder: Path, environment: Mapping[str, str], timeout: float | None, pa
     if done.returncode == UNABLE:
         raise DmirError(f"{pair}: {_last_line(output) or 'nothing could be told: is the temporary folder full?'}")
     return _last_line(output) or f"ended with status {done.returncode}"
+
+
+def _log_output(output: Path, pair: str) -> None:
+    """Write what somebody else's program or module said into the job's log: of much, its end."""
+    text, more = end_of(output, MOST_LOGGED)
+    if text:
+        log.info("%s said%s:\n%s", pair, " at its end" if more else "", text)
 
 
 def _last_line(output: Path) -> str:
@@ -228,32 +253,103 @@ def peak_memory_mb() -> float:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Do what a request asks, in this process, and return what was measured."""
-    import numpy as np
-
     from dmir.fields import save_field
-    from dmir.methods import load_libraries, register
+    from dmir.methods import load_libraries
     from dmir.volumes import read_image
 
+    method, parameters = request["method"], request["parameters"]
+    with contextlib.nullcontext() if _is_foreign(method, parameters) else _whatever_the_method():
+        load_libraries(method, parameters)  # seconds that are no part of the registration
     with _whatever_the_method():
-        load_libraries(request["method"])  # seconds that are no part of the registration
         start = time.perf_counter()
         moving, fixed = read_image(request["moving"], "moving"), read_image(request["fixed"], "fixed")
         read = time.perf_counter()
-    displacement = register(moving, fixed, request["method"], **request["parameters"])
-    registered = time.perf_counter()
+    displacement, measured = _registered(request, moving, fixed)
+    with _whatever_the_method():
+        ready = time.perf_counter()
+        save_field(request["field"], displacement, fixed.affine)
+        written = time.perf_counter()
+    times = {"read_seconds": read - start, "write_seconds": written - ready}
+    return {**times, "peak_memory_mb": peak_memory_mb(), **measured}
+
+
+def _is_foreign(method: str, parameters: Mapping[str, Any]) -> bool:
+    """Tell whether somebody else's function is called for a pair, by itself or to be refined."""
+    used = [method, *(part["algorithm"] for part in registry.parts(method, parameters))]
+    return any(registry.find(name).source != registry.BUILT_IN for name in used)
+
+
+def _registered(request: Mapping[str, Any], moving: Volume, fixed: Volume) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the field of a request's pair, and what was measured of it."""
+    import numpy as np
+
+    from dmir.fields import inverse_consistency
+    from dmir.methods import register, surroundings
+    from dmir.training.devices import choose_device, device_name
+    from dmir.training.devices import peak_memory_mb as device_memory_mb
+    from dmir.volumes import before_planes
+
+    method, parameters, device = request["method"], dict(request["parameters"]), None
+    if asks_for(method, "device"):
+        device = parameters["device"] = choose_device()
+    if asks_for(method, "seen"):
+        images = zip((moving, fixed), request["cut_planes"], strict=True)
+        parameters["seen"] = tuple(before_planes(image.grid, planes) for image, planes in images)
+    foreign = _is_foreign(method, request["parameters"])
+    told: dict[str, Any] = {}
+    before = _checksum(moving, fixed) if foreign else 0
+    start = time.perf_counter()
+    with surroundings(limit=request["limit"], names=request["names"], measured=told), _faults_told(foreign):
+        displacement = register(moving, fixed, method, **parameters)
+    measured: dict[str, Any] = {"seconds": time.perf_counter() - start}
+    require_field(displacement, fixed.shape)
+    if foreign and _checksum(moving, fixed) != before:
+        raise DmirError("the method changes the images that it is given; it may change copies of them")
+    if device is not None:
+        peak = device_memory_mb(device) if device.type == "cuda" else peak_memory_mb()
+        measured |= {"device": device_name(device), "peak_memory_mb": peak}
+    if asks_for(method, "measured"):
+        measured |= told
+    displacement = np.asarray(displacement, dtype=np.float32)
+    if getattr(registry.implementation(method), "INVERTIBLE", False):
+        measured |= inverse_consistency(displacement)
+    return displacement, measured
+
+
+def require_field(displacement: Any, shape: Sequence[int]) -> None:
+    """Raise DmirError for what is no finite displacement field, numbers (3, D, H, W) on the grid of the fixed image."""
+    import numpy as np
+
+    expected = f"expected an array of numbers (3, {', '.join(map(str, shape))}), voxels of the fixed grid"
+    if not isinstance(displacement, np.ndarray):
+        raise DmirError(f"the method returned {type(displacement).__name__}; {expected}")
+    if displacement.shape != (3, *shape):
+        raise DmirError(f"the field has the shape {displacement.shape}; {expected}")
+    if displacement.dtype.kind != "f":
+        raise DmirError(f"the field is of {displacement.dtype}; {expected}, float32")
     bad = int(displacement.size - np.isfinite(displacement).sum())
     if bad:
         raise DmirError(f"the field has {bad} values that are NaN or infinite")
-    with _whatever_the_method():
-        before = time.perf_counter()
-        save_field(request["field"], displacement, fixed.affine)
-        written = time.perf_counter()
-    return {
-        "seconds": registered - read,
-        "read_seconds": read - start,
-        "write_seconds": written - before,
-        "peak_memory_mb": peak_memory_mb(),
-    }
+
+
+def _checksum(*images: Volume) -> int:
+    import numpy as np
+
+    return hash(tuple(zlib.crc32(np.ascontiguousarray(image.data).tobytes()) for image in images))
+
+
+@contextlib.contextmanager
+def _faults_told(foreign: bool) -> Iterator[None]:
+    """Make whatever somebody else's method raises the reason of a failed pair, in one line after its traceback."""
+    try:
+        yield
+    except DmirError:
+        raise
+    except Exception as error:
+        if not foreign:
+            raise
+        traceback.print_exc()
+        raise DmirError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager
@@ -267,10 +363,9 @@ def _whatever_the_method() -> Iterator[None]:
 
 def _end_with(parent: int) -> None:
     """Let the kernel kill this process when the job that started it ends: a method may hear no other call."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended already
-            os._exit(UNABLE)
+    end_with_parent()
+    if sys.platform == "linux" and os.getppid() != parent:  # it has ended already
+        os._exit(UNABLE)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -26,12 +26,12 @@ from torch import nn
 
 from dmir import networks
 from dmir.errors import DmirError, InputError, StorageError
-from dmir.fields import pair_field, save_field
-from dmir.methods.records import COLUMNS
+from dmir.fields import inverse_consistency, pair_field, save_field
+from dmir.methods.records import COLUMNS, MEASURED, planes_of
 from dmir.training.devices import GpuUnusable, choose_device, device_name, gpu_failures_told, peak_memory_mb
 from dmir.training.objective import arithmetic, displacement_of
 from dmir.training.weights import load_weights
-from dmir.volumes import Grid, Volume, read_image, require_same_grid
+from dmir.volumes import Grid, Volume, before_planes, read_image, require_same_grid
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ AHEAD = 4  # pairs that are read, or being read, before the network gets to them
 BEHIND = 4  # fields that wait to be written, or are being written: 83 MB each at 160x192x224
 REGISTERED_ANEW = "The same command, given again, registers what it was at anew."
 Loaded = tuple[nn.Module, dict[str, Any]]  # what load_weights returns
-Refine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(moving, fixed, displacement) -> displacement: (1, 1, D, H, W) twice and (1, 3, D, H, W), voxels."""
+Refine = Callable[..., torch.Tensor]  # moving, fixed, displacement, spacing, and perhaps what was seen
+"""(moving, fixed, displacement, spacing) -> displacement: (1, 1, D, H, W) twice and (1, 3, D, H, W), voxels; mm."""
 
 
 class Pair(NamedTuple):
@@ -100,7 +100,9 @@ def register(
     _warn_of_spacing(metadata, fixed)
     with _memory_explained("the pair", fixed.shape, target), arithmetic(precision):
         computer = _Computer(network, target, precision, refine)
-        displacement, _ = computer.register(_to_tensor(moving, target), _to_tensor(fixed, target))
+        displacement, _ = computer.register(
+            _to_tensor(moving, target), _to_tensor(fixed, target), fixed.spacing.tolist()
+        )
     return displacement.numpy()
 
 
@@ -215,11 +217,12 @@ def load_expected(weights: str | Path, expected: Mapping[str, Any], device: torc
 
 
 class _Image(NamedTuple):
-    """An image that was read, (1, 1, D, H, W) in host memory, and the seconds that it took."""
+    """An image that was read, (1, 1, D, H, W) in host memory, the seconds that it took, and what its scan saw."""
 
     grid: Grid
     data: torch.Tensor
     seconds: float
+    seen: torch.Tensor | None = None
 
 
 @dataclass
@@ -232,18 +235,21 @@ class _Outcome:
     read_seconds: float = math.nan
     write_seconds: float = math.nan
     peak_memory_mb: float = math.nan
+    inverse_mean: float = math.nan
+    inverse_worst: float = math.nan
     moving: torch.Tensor | None = None
     fixed: torch.Tensor | None = None
+    seen: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     grid: Grid | None = None
     displacement: torch.Tensor | None = None
 
     def record(self) -> dict[str, Any]:
-        measured = ("reason", "seconds", "read_seconds", "write_seconds", "peak_memory_mb")
         return {
             "moving": self.pair.moving,
             "fixed": self.pair.fixed,
             "status": "failed" if self.reason else "ok",
-            **{name: getattr(self, name) for name in measured},
+            "reason": self.reason,
+            **{name: getattr(self, name) for name in MEASURED},
         }
 
 
@@ -330,7 +336,9 @@ class _Session:
     def _read_image(self, path: Path) -> _Image:
         start = time.perf_counter()
         image = read_image(path)
-        return _Image(image.grid, _to_tensor(image, self.computer.device), time.perf_counter() - start)
+        data, seconds = _to_tensor(image, self.computer.device), time.perf_counter() - start
+        seen = before_planes(image.grid, planes_of(path)) if self.computer.refine is not None else None
+        return _Image(image.grid, data, seconds, None if seen is None else torch.from_numpy(seen)[None].float())
 
     def _read(self, pair: Pair, fixed_image: Future[_Image]) -> _Outcome:
         outcome = _Outcome(pair)
@@ -340,6 +348,7 @@ class _Session:
             outcome.read_seconds = moving.seconds + fixed.seconds
             require_same_grid(fixed.grid, moving.grid, pair.fixed_path, pair.moving_path)
             outcome.moving, outcome.fixed, outcome.grid = moving.data, fixed.data, fixed.grid
+            outcome.seen = (moving.seen, fixed.seen)
         return outcome
 
     def _register(self, outcome: _Outcome) -> _Outcome:
@@ -350,12 +359,15 @@ class _Session:
         with _failure_noted(outcome), _memory_explained(name, grid.shape, self.computer.device):
             self._tell_of_spacing(grid)
             if self._cold:
-                self.computer.register(moving, fixed)
+                self.computer.register(moving, fixed, grid.spacing.tolist(), outcome.seen)
                 self._cold = False
             reset_peak_memory(self.computer.device)
-            displacement, seconds = self.computer.register(moving, fixed)
+            displacement, seconds = self.computer.register(moving, fixed, grid.spacing.tolist(), outcome.seen)
             outcome.peak_memory_mb = peak_memory_mb(self.computer.device)
             outcome.displacement, outcome.seconds = displacement, seconds
+            if self.computer.refine is not None:  # its field has an inverse
+                told = inverse_consistency(displacement.numpy())
+                outcome.inverse_mean, outcome.inverse_worst = told["inverse_mean"], told["inverse_worst"]
         outcome.moving = outcome.fixed = None  # no longer needed: the field takes three times their memory
         return outcome
 
@@ -387,8 +399,16 @@ class _Computer:
         self._there: torch.Tensor | None = None
         self._transfer_seconds = 0.0
 
-    def register(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Register one pair of host tensors (1, 1, D, H, W).
+    def register(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        spacing: Sequence[float],
+        seen: Sequence[torch.Tensor | None] = (None, None),
+    ) -> tuple[torch.Tensor, float]:
+        """Register one pair of host tensors (1, 1, D, H, W), with voxels of so many mm.
+
+        What a scan never saw, (1, D, H, W), does not pull where the field is refined.
 
         Returns
         -------
@@ -410,13 +430,17 @@ class _Computer:
         with torch.inference_mode():
             displacement = displacement_of(self.network, moving_there, self._there, self.precision)  # type: ignore[arg-type]
         if self.refine is not None:
-            displacement = self.refine(moving_there, self._there, displacement)  # type: ignore[arg-type]
+            known = {"seen": tuple(map(self._brought, seen))} if any(map_ is not None for map_ in seen) else {}
+            displacement = self.refine(moving_there, self._there, displacement, spacing, **known)
         result = displacement[0] if held is None else held.copy_(displacement[0], non_blocking=True)
         seconds = self._now() - start + fixed_seconds
         bad = int(displacement.numel() - displacement.isfinite().sum())
         if bad:
             raise DmirError(f"The network's field has {bad} values that are NaN or infinite.")
         return result, seconds
+
+    def _brought(self, volume: torch.Tensor | None) -> torch.Tensor | None:
+        return None if volume is None else volume.to(self.device)
 
     def _put_there(self, fixed: torch.Tensor) -> float:
         """Have the fixed image on the device, and return the seconds that this takes, or took when it came."""

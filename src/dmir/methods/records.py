@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the process of a classical pair would count pandas as its method's memory
     import pandas as pd
 
-MEASURED = ("seconds", "read_seconds", "write_seconds", "peak_memory_mb")
+MEASURED = ("seconds", "read_seconds", "write_seconds", "peak_memory_mb", "inverse_mean", "inverse_worst")
 COLUMNS = ("cohort", "method", "model", "moving", "fixed", "status", "reason", *MEASURED, "device", "threads")
 PairOfFiles = tuple[str, Path, str, Path]
 
@@ -45,6 +45,17 @@ def divide_pairs(
         else:
             registered.append((moving, files[moving], fixed, files[fixed]))
     return registered, left_out
+
+
+def planes_of(image: str | Path) -> list[list[float]]:
+    """Return the planes at which the brain of a preprocessed image is cut off, as its ``quality.json`` has them."""
+    path = Path(image).with_name("quality.json")
+    if not path.is_file():  # any other image
+        return []
+    from dmir.tables import read_record
+
+    planes: list[list[float]] = read_record(path).get("cut_planes", [])
+    return planes
 
 
 def write_records(

@@ -1,47 +1,107 @@
-"""Refinement of a network's field on the one pair that it is for: some steps of Adam that start from it.
+"""Refinement of a field on the one pair that it is for: descent (:mod:`dmir.methods.descent`) that starts from it.
 
-A network has learnt what is alike in many pairs; the pair at hand can be fitted better by minimising the loss of the
-training over its field alone ("instance-specific optimization", Balakrishnan et al. 2019, section V-E). What is sought
-is a correction v of the field on a coarser grid, smoothed before it is added (Siebert et al. 2021, ConvexAdam):
-
-    u = u0 + upsample(smooth(v)),    v = 0 at the start
-
-so that neighbours move together and nothing folds for the sake of a few voxels. Labels are never seen.
+A network has learnt what is alike in many pairs; the pair at hand can be fitted better by going on from its field
+("instance-specific optimization", Balakrishnan et al. 2019, section V-E). The same goes for any other method's field.
+Labels are never seen.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+from pydantic import Field
 
-from dmir.fields import warp
-from dmir.methods.network import Loaded
-from dmir.methods.network import register as register_with_network
-from dmir.training.devices import choose_device
-from dmir.training.objective import Objective
-from dmir.training.weights import load_weights
+from dmir.errors import InputError
+from dmir.methods import descent
+from dmir.methods.stages import REFINING, Stage
+from dmir.settings import PairCost
 from dmir.volumes import Volume
+
+if TYPE_CHECKING:  # torch: not for those who ask what there is
+    import torch
+
+    from dmir.methods.network import Loaded
+
+TITLE = "Refinement"
+PAPER = "instance-specific optimization, Balakrishnan et al. 2019, section V-E"
+LIBRARIES = ("dmir.methods.descending", "dmir.methods.network")
+INVERTIBLE = True
+
+
+class Settings(descent.DescendingSettings):
+    """Any method's field, refined on each pair by descent that starts from it.
+
+    A row of its own: of a network it uses the weights, another method runs first; its seconds are those of both.
+    """
+
+    of: str
+    """The method: one of `methods`, a key of `settings` or a plain name. A network is trained once, for both rows."""
+    stages: list[descent.StageSettings] = Field(descent.stage_settings(REFINING))
+    """From coarse to fine; an empty list leaves the field as it is."""
+    similarity: Literal["lncc", "mse", "mutual_information"] | None = None
+    """What is made alike; none: as in the training of a network, else `lncc`."""
+
+
+def parts(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the methods that run one after the other, each ``{"algorithm": ..., **parameters}``."""
+    first = parameters.get("of")
+    return [*([dict(first)] if first else []), {"algorithm": "descent", "stages": parameters.get("stages", [])}]
+
+
+def state(parameters: Mapping[str, Any]) -> str:
+    """Return what the method that is refined depends on beside its code."""
+    from dmir import registry
+
+    first = dict(parameters.get("of") or {})
+    return registry.state(first.pop("algorithm"), first) if first else ""
+
+
+def runs(parameters: Mapping[str, Any]) -> str:
+    """Say what of somebody else's would run."""
+    from dmir import registry
+
+    first = dict(parameters.get("of") or {})
+    return registry.runs(first.pop("algorithm"), first) if first else ""
+
+
+def cost(
+    parameters: Mapping[str, Any],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    measured: Mapping[str, float] = MappingProxyType({}),
+) -> PairCost:
+    """Return what a pair costs: the method that is refined, and then the descent."""
+    from dmir import registry
+
+    own, first = descent.cost(parameters, shape, spacing, measured), dict(parameters.get("of") or {})
+    if not first:
+        return PairCost(own.seconds, own.memory_bytes, own.note)
+    before = registry.cost(first.pop("algorithm"), first, shape, spacing, measured)
+    return PairCost(before.seconds + own.seconds, own.memory_bytes, own.note)
 
 
 def refine(
     moving: torch.Tensor,
     fixed: torch.Tensor,
     displacement: torch.Tensor,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
     *,
-    steps: int = 20,
-    learning_rate: float = 0.1,
-    similarity: str = "lncc",
-    window: int = 9,
-    regularisation: float = 1.0,
-    downsampling: int = 2,
-    smoothing: float = 1.0,
+    stages: Sequence[Stage | Mapping[str, Any]] = REFINING,
+    similarity: str | None = None,
+    noise: float = 0.005,
+    tolerance: float = 5e-4,
+    check_every: int = 5,
+    pyramid_smoothing: float = 0.3,
+    margin: float = 4.0,
+    seen: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    watch: descent.Watch | None = None,
 ) -> torch.Tensor:
-    """Return a field of this pair with a lower loss than the one that is given, or that one.
+    """Return the field that descent finds from the one that is given.
 
     Parameters
     ----------
@@ -49,98 +109,98 @@ def refine(
         float32 (1, 1, D, H, W), preprocessed, in [0, 1].
     displacement
         float32 (1, 3, D, H, W) in voxels: where it starts.
-    steps
-        Of Adam (Kingma and Ba 2015); 0 returns the field as it is, bit for bit.
-    learning_rate
-        Voxels a step, about: Adam's steps are of one length.
-    similarity, window, regularisation
-        Of the :class:`~dmir.training.objective.Objective`, as a rule those that the network was trained with.
-    downsampling
-        The correction has one vector in a cube of so many voxels.
-    smoothing
-        Standard deviation of the Gaussian that smooths the correction, in its own coarse voxels; 0: none.
+    spacing
+        Of the voxels, mm.
+    stages, similarity, noise, tolerance, check_every, pyramid_smoothing, margin, seen, watch
+        See :func:`dmir.methods.descending.find_field`; without stages the field comes back as it is, bit for bit.
 
     Returns
     -------
     torch.Tensor
-        float32 (1, 3, D, H, W): of all steps' fields, the start among them, the one with the lowest loss. All is
-        computed in float32. The same bits every time on a CPU.
+        float32 (1, 3, D, H, W), without folds.
     """
-    if not steps:
+    if not stages:
         return displacement
-    objective = Objective(similarity, window, regularisation)
-    with torch.inference_mode(False), torch.enable_grad():
-        # autograd refuses tensors that were made in inference mode
-        moving, fixed, displacement = (t.clone() if t.is_inference() else t for t in (moving, fixed, displacement))
-        spread = [_spreading(n, downsampling, smoothing).to(displacement.device) for n in displacement.shape[2:]]
-        correction = displacement.new_zeros(1, 3, *(matrix.shape[1] for matrix in spread)).requires_grad_()
-        optimiser = torch.optim.Adam([correction], lr=learning_rate)
-        best, lowest = displacement, math.inf
-        for step in range(steps + 1):
-            refined = displacement + _upsampled(correction, spread)
-            loss = objective(fixed, warp(moving, refined), refined)[0]
-            if float(loss.detach()) < lowest:
-                best, lowest = refined.detach() if step else displacement, float(loss.detach())
-            if step < steps:  # the last one is only looked at
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-    return best
+    from dmir.methods.descending import find_field
 
-
-def _spreading(length: int, downsampling: int, smoothing: float) -> torch.Tensor:
-    """Return what smooths a line of control points and interpolates it: (length, points), each row adds up to 1.
-
-    As matrices of one axis each, both cost little and have gradients that are the same bits every time on a GPU too.
-    """
-    points = max(2, math.ceil(length / downsampling)) if length > 1 else 1
-    place = np.arange(points)
-    smooth = np.eye(points)
-    if smoothing > 0:
-        smooth = np.exp(-0.5 * ((place[:, None] - place) / smoothing) ** 2)
-        smooth /= smooth.sum(axis=1, keepdims=True)  # at the border too: a shift stays a shift
-    where = np.linspace(0, points - 1, length)
-    interpolate = np.clip(1 - np.abs(where[:, None] - place), 0, None)
-    return torch.from_numpy((interpolate @ smooth).astype(np.float32))
-
-
-def _upsampled(correction: torch.Tensor, spread: list[torch.Tensor]) -> torch.Tensor:
-    """Return a correction (1, 3, d, h, w) on the full grid, (1, 3, D, H, W), smoothed and interpolated linearly."""
-    depth, height, width = spread
-    field = torch.matmul(correction, width.T)
-    field = torch.matmul(height, field)
-    return torch.einsum("ai,bcijk->bcajk", depth, field)
+    found = find_field(
+        moving[0].float(),
+        fixed[0].float(),
+        spacing,
+        stages=stages,
+        start=displacement[0].float(),
+        similarity=similarity or "lncc",
+        noise=noise,
+        tolerance=tolerance,
+        check_every=check_every,
+        pyramid_smoothing=pyramid_smoothing,
+        margin=margin,
+        seen=seen,
+        watch=watch,
+    )
+    return found.displacement[None]
 
 
 def register(
     moving: Volume,
     fixed: Volume,
-    weights: str | Path | Loaded,
+    weights: str | Path | Loaded | None = None,
     device: str | torch.device | None = None,
     *,
-    steps: int = 20,
-    learning_rate: float = 0.1,
+    of: Mapping[str, Any] | None = None,
+    stages: Sequence[Stage | Mapping[str, Any]] = REFINING,
     similarity: str | None = None,
-    window: int | None = None,
-    regularisation: float | None = None,
-    downsampling: int = 2,
-    smoothing: float = 1.0,
+    noise: float = 0.005,
+    tolerance: float = 5e-4,
+    check_every: int = 5,
+    pyramid_smoothing: float = 0.3,
+    margin: float = 4.0,
+    seen: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    watch: descent.Watch | None = None,
 ) -> np.ndarray:
-    """Return the field of a network, refined on this pair.
-
-    See :func:`refine` for its parameters and :func:`dmir.methods.network.register` for the others.
+    """Return the field of a network or of another method, refined on this pair.
 
     Parameters
     ----------
     weights
-        Of the network. What it was trained to minimise is minimised, unless ``similarity``, ``window`` or
-        ``regularisation`` is given.
+        Of the network whose field is refined; see :func:`dmir.methods.network.register`.
+    of
+        Instead of a network: ``{"algorithm": "syn", ...}``, a method and its parameters.
+    stages, noise, tolerance, check_every, pyramid_smoothing, margin, seen, watch
+        See :func:`dmir.methods.descent.register`.
+    similarity
+        None: what a network was trained to make alike, else the local correlation.
+
+    Raises
+    ------
+    InputError
+        Neither or both of ``weights`` and ``of`` are given, or what they name cannot be used.
     """
+    if (weights is None) == (of is None):
+        raise InputError(
+            "refinement",
+            found="both weights and of" if of is not None else "neither weights nor of",
+            expected="weights=, a network's .safetensors file, or of=, a method and its parameters",
+        )
+    options: dict[str, Any] = {"noise": noise, "tolerance": tolerance, "check_every": check_every, "stages": stages}
+    options |= {"pyramid_smoothing": pyramid_smoothing, "margin": margin, "watch": watch}
+    if of is not None:
+        from dmir.methods import register as register_with_method
+
+        parameters = dict(of)
+        field = register_with_method(moving, fixed, parameters.pop("algorithm"), **parameters)
+        return descent.register(
+            moving, fixed, device, start=field, similarity=similarity or "lncc", seen=seen, **options
+        )
+    import torch
+
+    from dmir.methods.network import register as register_with_network
+    from dmir.training.devices import choose_device
+    from dmir.training.weights import load_weights
+
     target = choose_device(device)
-    loaded = weights if isinstance(weights, tuple) else load_weights(weights, device=target)
-    trained = loaded[1].get("extra", {}).get("training", {})
-    given = {"similarity": similarity, "window": window, "regularisation": regularisation}
-    objective: dict[str, Any] = {key: trained.get(key) if value is None else value for key, value in given.items()}
-    told = {key: value for key, value in objective.items() if value is not None}
-    told |= {"steps": steps, "learning_rate": learning_rate, "downsampling": downsampling, "smoothing": smoothing}
-    return register_with_network(moving, fixed, loaded, target, refine=partial(refine, **told))
+    loaded = weights if isinstance(weights, tuple) else load_weights(weights, device=target)  # type: ignore[arg-type]
+    trained = loaded[1].get("extra", {}).get("training", {}).get("similarity")
+    maps = [None if map_ is None else torch.from_numpy(map_.astype(np.float32))[None].to(target) for map_ in seen]
+    how = partial(refine, similarity=similarity or trained, seen=(maps[0], maps[1]), **options)
+    return register_with_network(moving, fixed, loaded, target, refine=how)

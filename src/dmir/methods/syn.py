@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from scipy.ndimage import binary_dilation
+from pydantic import Field
 
 from dmir.errors import DmirError, InputError, suggestion
-from dmir.fields import load_field
 from dmir.methods.geometry import geometry
-from dmir.storage import temporary_folder
+from dmir.settings import MethodSettings, PairCost, Positive
+from dmir.storage import plainly_named_folder
 from dmir.volumes import Volume
 
-METRICS = ("CC", "mattes", "meansquares")
+TITLE = "SyN"
+PAPER = "Avants et al. 2008, of ANTs"
+COLOUR, MARKER = "#000000", "s"
 LIBRARIES = ("ants",)
+METRICS = ("CC", "mattes", "meansquares")
 SEED = "ANTS_RANDOM_SEED"
+
+VOXEL_ITERATION = (2.3e-6, 2.7e-7)  # CPU seconds a + b (2 radius + 1)^2 of CC, at 48^3 and 80^3 voxels; others take a
+BYTES_A_VOXEL = 450  # its largest resident set at 1 mm, float64
+FULL_ITERATIONS = 3  # of a trial, at full resolution, where the time goes; two at each coarser level
+
+
+class Settings(MethodSettings):
+    """SyN of ANTs (Avants et al. 2008), deformable part only: the pairs are affinely aligned."""
+
+    metric: Literal["CC", "mattes", "meansquares"] = "CC"
+    """Similarity: cross-correlation, mutual information or mean squares."""
+    radius: Annotated[int, Field(ge=1)] = 2
+    """Radius of the window of `CC` in voxels."""
+    bins: Annotated[int, Field(ge=8)] = 32
+    """Histogram bins of `mattes`."""
+    iterations: list[Annotated[int, Field(ge=0)]] = Field([40, 20, 2])
+    """Iterations a level, from the coarsest to full resolution."""
+    gradient_step: Positive = 0.3
+    """Length of a step."""
+    flow_sigma: Annotated[float, Field(ge=0)] = 3.0
+    """Smoothing of the update field."""
+    total_sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Smoothing of the total field."""
+    mask_margin: Annotated[int, Field(ge=0)] | None = 2
+    """The metric is computed within the fixed brain and so many voxels round it; none: everywhere."""
+    single_precision: bool = False
+    """Compute in float32 instead of float64."""
+    seed: int = 1
+    """Of ITK's random numbers."""
 
 
 def register(
@@ -80,12 +114,14 @@ def register(
     _check(metric, iterations)
     import ants
 
+    from dmir.fields import load_field  # torch: not for those who ask what there is
+
     images = [_to_ants(volume, name) for volume, name in ((fixed, "the fixed image"), (moving, "the moving image"))]
     options: dict[str, Any] = {}
     if mask_margin is not None:
         options = {"mask": images[0].new_image_like(_foreground(fixed.data, mask_margin)), "mask_all_stages": True}
     # ANTs finds its results by the names' beginning: anything that lies there already would be taken for one
-    with temporary_folder("syn-") as folder, _environment(SEED, str(seed)):
+    with plainly_named_folder("syn-") as folder, _environment(SEED, str(seed)):
         try:
             result = ants.registration(
                 *images,
@@ -121,6 +157,8 @@ def _check(metric: str, iterations: Sequence[int]) -> None:
 
 def _foreground(image: np.ndarray, margin: int) -> np.ndarray:
     """Return float32 1 at what is brighter than the darkest value and ``margin`` voxels round it, else 0."""
+    from scipy.ndimage import binary_dilation
+
     bright = image > image.min()
     return (binary_dilation(bright, iterations=margin) if margin else bright).astype(np.float32)
 
@@ -146,3 +184,31 @@ def _environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def voxel_iterations(shape: Sequence[int], iterations: Sequence[int]) -> float:
+    """Return how many voxels SyN works on in all its iterations, if none of its levels converges early."""
+    levels = len(iterations)
+    return math.prod(shape) * sum(count / 8 ** (levels - 1 - level) for level, count in enumerate(iterations))
+
+
+def cost(
+    parameters: Mapping[str, Any],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    measured: Mapping[str, float] = MappingProxyType({}),
+) -> PairCost:
+    """Return what a pair costs; ``voxel_iteration_s`` may be measured."""
+    by_radius = VOXEL_ITERATION[1] * (2 * parameters["radius"] + 1) ** 2
+    each = VOXEL_ITERATION[0] + (by_radius if parameters["metric"] == "CC" else 0.0)
+    seconds = measured.get("voxel_iteration_s", each) * voxel_iterations(shape, parameters["iterations"])
+    return PairCost(seconds, BYTES_A_VOXEL * math.prod(shape), "at most: levels may converge before")
+
+
+def measure(
+    parameters: Mapping[str, Any], seconds_of: Callable[[Mapping[str, Any]], float], shape: Sequence[int]
+) -> dict[str, float]:
+    """Return the seconds of one voxel in one iteration; all levels and what is done once are in them."""
+    iterations = [2] * (len(parameters["iterations"]) - 1) + [FULL_ITERATIONS]
+    taken = seconds_of({**parameters, "iterations": iterations})
+    return {"voxel_iteration_s": taken / voxel_iterations(shape, iterations)}

@@ -11,18 +11,21 @@ from dmir.fields import compose, to_millimetres
 def endpoint_error(
     displacement: np.ndarray, truth: np.ndarray, affine: np.ndarray, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return |u(x) - u_true(x)| in mm at each voxel of the mask, (n,).
+    """Return |u(x) - u_true(x)| in mm at each voxel of the mask where the truth is known, (n,); where nowhere, a NaN.
 
     Parameters
     ----------
     displacement, truth
-        (3, D, H, W) in voxels of one grid.
+        (3, D, H, W) in voxels of one grid; the truth may be NaN at some.
     affine
         Its 4x4 voxel-to-RAS matrix, mm.
     mask
         bool (D, H, W); all voxels by default.
     """
     inside = np.ones(displacement.shape[1:], bool) if mask is None else mask
+    inside = inside & np.isfinite(truth).all(axis=0)
+    if not inside.any():
+        return np.array([np.nan])
     return _lengths(displacement[:, inside] - truth[:, inside], affine)
 
 

@@ -6,15 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dmir.structures import positions
+
 CHUNK = 2**16  # voxels counted at a time: their pairs of labels stay in the processor's cache
-
-
-def positions(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """Replace each id by its position in ``ids`` plus one, in the smallest type that holds it, all others by 0."""
-    highest = max(int(labels.max(initial=0)), *ids, 0)
-    lookup = np.zeros(highest + 1, dtype=np.min_scalar_type(len(ids)))
-    lookup[list(ids)] = np.arange(1, len(ids) + 1)
-    return lookup[labels if labels.min(initial=0) >= 0 else np.clip(labels, 0, None)]
 
 
 def joint_counts(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:

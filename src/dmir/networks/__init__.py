@@ -2,38 +2,27 @@
 
 A network is built by name, ``build("caml", shape=(160, 192, 224), channels=(16, 32, 64), ...)``, and called as
 ``network(moving, fixed) -> displacement``: (B, 1, D, H, W) twice, float32 in [0, 1], to (B, 3, D, H, W), float32, in
-voxels. To add one: a new file beside this one, and one line in ``NETWORKS``.
+voxels. To add one: a new file beside this one, whose class has a ``TITLE`` (and, if it likes, ``PAPER``, ``COLOUR``);
+docs/own-method.md tells of networks that stay elsewhere.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmir import registry
 from dmir.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     from torch import nn
 
-NETWORKS: dict[str, str] = {
-    "caml": "dmir.networks.caml:CAML",
-    "voxelmorph": "dmir.networks.voxelmorph:VoxelMorph",
-    "vit_v_net": "dmir.networks.vit_v_net:ViTVNet",
-    "transmorph": "dmir.networks.transmorph:TransMorph",
-    "xmorpher": "dmir.networks.xmorpher:XMorpher",
-    "transmatch": "dmir.networks.transmatch:TransMatch",
-}
-"""Name -> ``module:Class``; imported only when it is asked for."""
+Shape = tuple[int, int, int]
 
 
 def network_names() -> list[str]:
-    """Return the names that :func:`build` knows, in the order of the tables."""
-    return list(NETWORKS)
+    """Return the names of the networks that are built in."""
+    return registry.names("network")
 
 
 def hyperparameter_names(name: str) -> list[str]:
@@ -46,20 +35,7 @@ def hyperparameter_names(name: str) -> list[str]:
     InputError
         There is no such network.
     """
-    return list(_constructor_arguments(*_location(name)))
-
-
-@cache
-def _constructor_arguments(module: str, class_name: str) -> tuple[str, ...]:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, f"{module}, named in NETWORKS, does not exist"
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                    return tuple(argument.arg for argument in method.args.kwonlyargs)
-    raise AssertionError(f"{module} has no class {class_name} with a constructor")
+    return list(registry.facts(registry.find(name, "network", where="network")).parameters)
 
 
 def build(name: str, shape: tuple[int, int, int], **hyperparameters: Any) -> nn.Module:
@@ -68,7 +44,7 @@ def build(name: str, shape: tuple[int, int, int], **hyperparameters: Any) -> nn.
     Parameters
     ----------
     name
-        One of :func:`network_names`.
+        One of :func:`network_names`, of an installed package's, or ``"path/to/file.py:Class"`` (:mod:`dmir.registry`).
     shape
         Grid (D, H, W) that it is meant for, in voxels.
     hyperparameters
@@ -93,26 +69,39 @@ def build(name: str, shape: tuple[int, int, int], **hyperparameters: Any) -> nn.
             )
     if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
         raise InputError(f"shape of {name}", found=str(shape), expected="three positive numbers of voxels")
-    module, class_name = _location(name)
-    network_class = getattr(importlib.import_module(module), class_name)
+    entry = registry.find(name, "network", where="network")
+    network_class = registry.load(entry)
     shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-    defaults = network_class.__init__.__kwdefaults__
+    defaults = getattr(network_class.__init__, "__kwdefaults__", None) or {}
     for key, value in hyperparameters.items():
-        _require_kind(f"{key} of {name}", value, defaults[key])
-    network: nn.Module = network_class(shape, **hyperparameters)
+        if key in defaults:
+            _require_kind(f"{key} of {name}", value, defaults[key])
+    network: nn.Module = _constructed(entry, network_class, shape, hyperparameters)
     network.name = name  # type: ignore[assignment]
     network.shape = shape  # type: ignore[assignment]
     network.hyperparameters = {key: _plain(value) for key, value in {**defaults, **hyperparameters}.items()}  # type: ignore[assignment]
     return network
 
 
-def _location(name: str) -> tuple[str, str]:
-    if name not in NETWORKS:
-        raise InputError(
-            "network", found=repr(name), expected="a known network", remedy=suggestion(str(name), NETWORKS)
-        )
-    module, class_name = NETWORKS[name].split(":")
-    return module, class_name
+def _constructed(entry: registry.Entry, network_class: Any, shape: Shape, hyperparameters: dict[str, Any]) -> Any:
+    """Return an instance; of somebody else's class whatever goes wrong is told by its name."""
+    if entry.source == registry.BUILT_IN:
+        return network_class(shape, **hyperparameters)
+    from torch import nn
+
+    where, expected = (
+        f"{entry.source}: {entry.attribute}",
+        "a torch.nn.Module that is made of (shape, **hyperparameters)",
+    )
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise InputError(where, found="no network", expected=expected)
+    try:
+        return network_class(shape, **hyperparameters)
+    except InputError:
+        raise
+    except Exception as error:  # anything at all can be in there
+        found = f"a class that cannot be built ({type(error).__name__}: {' '.join(str(error).split())})"
+        raise InputError(where, found=found, expected=expected) from error
 
 
 def _require_kind(where: str, value: Any, default: Any) -> None:

@@ -298,14 +298,15 @@ class WindowMultiheadCrossAttention(nn.Module):
 
     def _outside_search_window(self, tile: list[int], query: torch.Tensor) -> torch.Tensor:
         """Return what to add to the score of a query and a key of one tile's area: (queries, keys)."""
-        inside, missing = torch.ones(1, 1), torch.full((1, 1), float(self.missing_neighbour))
+        # made on the device: a copy from the host would be waited for, a slab at a time
+        inside, missing = query.new_ones(1, 1), query.new_full((1, 1), float(self.missing_neighbour))
         for edge, margin, extent, neighbour in zip(self.window, self.margin, tile, MISSING_NEIGHBOUR, strict=True):
-            start = torch.arange(extent)[:, None] // edge * edge
-            position = torch.arange(extent + 2 * margin)[None]
+            start = torch.arange(extent, device=query.device)[:, None] // edge * edge
+            position = torch.arange(extent + 2 * margin, device=query.device)[None]
             reached = (position >= start) & (position < start + edge + 2 * margin)
-            inside = torch.kron(inside, reached.float())
-            missing = torch.kron(missing, ((position - start) // edge == neighbour).float())
-        return (1.0 - inside + missing).to(query) * never(query.dtype)
+            inside = torch.kron(inside, reached.to(query.dtype))
+            missing = torch.kron(missing, ((position - start) // edge == neighbour).to(query.dtype))
+        return (1.0 - inside + missing) * never(query.dtype)
 
     def _tile(self, shape: Sequence[int]) -> list[int]:
         """Return the edges of a tile: whole windows, about ``TILE_EDGE`` tokens, no more than the grid needs."""

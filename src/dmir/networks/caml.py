@@ -215,6 +215,11 @@ class CAML(nn.Module):
         The hyperparameters make no network.
     """
 
+    TITLE = "CAML+RBSC+CARSC (proposed)"
+    SHORT_TITLE = "Proposed"
+    PAPER = "the proposed network, docs/method.md"
+    COLOUR, MARKER = "#d55e00", "o"
+
     def __init__(
         self,
         shape: tuple[int, int, int],

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,14 +24,36 @@ from torch import nn
 
 from dmir.archives import check_archive
 from dmir.errors import InputError
+from dmir.networks import build
 from dmir.networks.swin import relative_position_index
 
 CONVERTIBLE = ("voxelmorph", "vit_v_net", "transmorph")
-WRAPPERS = ("state_dict", "model_state")  # where checkpoints keep the state dict, beside the optimiser's and others
+# where checkpoints keep the state dict, beside the optimiser's and others
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
+COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")  # what torch.compile puts before a module's own names
+PREFIXES = ("module.", "model.")  # of networks that were trained in parallel, or as a part of a LightningModule
 WARPER_GRID = r"(.+\.)?grid"  # the voxel coordinates that a spatial transformer keeps
+IMAGE_GRIDS = ("transformer.grid", "spatial_trans.grid")  # of the one that warps the image
+INTEGRATION = "integrate."  # VoxelMorph's layer of that name, which its network without integration lacks
 NAMED = 3  # keys named in a message, of many
 
 State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published file: its tensors, and what it says of its network beside them.
+
+    Parameters
+    ----------
+    state
+        Key to tensor, on the CPU.
+    config
+        The arguments of the network's constructor, which VoxelMorph's code saves; mostly empty.
+    """
+
+    state: dict[str, torch.Tensor]
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,24 +88,19 @@ class Table:
     unused: Mapping[str, tuple[int, ...] | torch.Tensor | None]
 
 
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a published state dict; no code in the file is run.
+def read_published(path: str | Path) -> Published:
+    """Read a published file; no code in it is run.
 
     Parameters
     ----------
     path
-        What ``torch.save`` wrote: a state dict, or a dict that has one as ``"state_dict"`` or ``"model_state"``. The
-        prefix ``module.`` of models that were trained in parallel is taken off.
-
-    Returns
-    -------
-    dict
-        Key to tensor, on the CPU.
+        What ``torch.save`` wrote: a state dict, or dicts that hold one under a name of :data:`WRAPPERS`. The
+        prefixes of networks that were compiled, or trained in parallel, are taken off.
 
     Raises
     ------
     InputError
-        The file is missing, cut short or damaged, needs code to be read, or holds no state dict.
+        The file is missing, cut short or damaged, needs code to be read, or holds no state dict or several.
     """
     path = Path(path)
     expected = "published weights: a state dict of tensors, saved by torch"
@@ -102,14 +119,170 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
             remedy="Files that hold code are never run. Where you trust it, open it with its authors' code and save "
             "only its tensors: torch.save(model.state_dict(), path).",
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    config: Mapping[str, Any] = {}
+    while inside := _inner_dicts(content):
+        if len(inside) > 1:
+            raise InputError(path, found=f"several state dicts ({', '.join(inside)})", expected="one")
+        config = content["config"] if isinstance(content.get("config"), Mapping) else config
+        content = content[inside[0]]
     held = content.items() if isinstance(content, Mapping) else ()
     if not held or not all(isinstance(key, str) and torch.is_tensor(tensor) for key, tensor in held):
         raise InputError(path, found=f"a {type(content).__name__} of other things", expected=expected)
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
+    state = dict(zip(_plain_keys(content), content.values(), strict=True))
+    if len(state) < len(content):
+        raise InputError(path, found="tensors of one name with prefixes and without", expected=expected)
+    return Published(state, config)
+
+
+def _inner_dicts(content: Any) -> list[str]:
+    """Return the names under which a checkpoint may keep its state dict."""
+    return [key for key in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of :func:`read_published`."""
+    return read_published(path).state
+
+
+def _plain_keys(keys: Iterable[str]) -> list[str]:
+    """Return keys without what torch's wrappers put before them; other prefixes are taken off where all have them."""
+    names = [COMPILED.sub("", key) for key in keys]
+    while shared := [prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in names)]:
+        names = [name.removeprefix(shared[0]) for name in names]
+    return names
+
+
+def build_published(
+    published: Published, name: str, shape: tuple[int, int, int] | None = None, **given: Any
+) -> nn.Module:
+    """Build a network as it was published, with its weights.
+
+    Parameters
+    ----------
+    published
+        Of :func:`read_published`.
+    name
+        One of :data:`CONVERTIBLE`.
+    shape
+        Grid (D, H, W) it was trained on, in voxels; None where the file says it.
+    given
+        Hyperparameters that are not the default and that the file does not say itself.
+
+    Raises
+    ------
+    InputError
+        What is given contradicts what the file says, or neither says what must be known; or as :func:`convert`.
+    """
+    stated = _stated(published, name)
+    for key, value in {**given, **({} if shape is None else {"shape": shape})}.items():
+        if key in stated and _plain_value(value) != stated[key]:
+            raise InputError(
+                f"{key} = {_plain_value(value)}",
+                found=f"{key} = {stated[key]} in the published file itself",
+                expected="what it was trained with",
+                remedy="Leave it out: what the file says of itself is taken.",
+            )
+    own_shape = stated.pop("shape", shape)
+    if own_shape is None:
+        raise InputError(
+            "--shape", found="nothing, here or in the published file", expected="the grid that it was trained on"
+        )
+    network = build(name, shape=tuple(own_shape), **{**stated, **given})
+    network.load_state_dict(convert(published.state, network))
+    if name == "voxelmorph" and "integration_steps" not in {**stated, **given}:
+        raise InputError(
+            "integration_steps",
+            found="nothing in the published file that tells whether its field is a velocity, to be integrated",
+            expected="0 (a displacement), or the number of steps (the authors' default is 7)",
+            remedy="Give it: --set integration_steps=0.",
+        )
+    return network
+
+
+def _plain_value(value: Any) -> Any:
+    return [_plain_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _stated(published: Published, name: str) -> dict[str, Any]:
+    """Return what a published file says of its network: ``shape`` and hyperparameters, by their names here."""
+    known = VOXELMORPH_KEYS if name == "voxelmorph" else ()
+    unknown = [key for key, value in published.config.items() if key not in known and value is not None]
+    if unknown:
+        raise InputError(
+            f"published weights of {name}",
+            found=f"{unknown[0]} = {published.config[unknown[0]]!r:.100} in its config, whose meaning is not known",
+            expected=f"a config of {', '.join(known)}" if known else "no config",
+            remedy="Save its tensors alone (torch.save(model.state_dict(), path)) and give hyperparameters by --set.",
+        )
+    try:
+        stated = _of_voxelmorph(published.config) if name == "voxelmorph" else {}
+    except (TypeError, ValueError) as error:
+        found = f"a config that is none ({error})"
+        raise InputError(f"published weights of {name}", found=found, expected="VoxelMorph's own") from error
+    grids = [list(published.state[key].shape[2:]) for key in IMAGE_GRIDS if key in published.state]
+    for grid in grids:
+        if stated.setdefault("shape", grid) != grid:
+            _contradiction(name, f"inshape {stated['shape']} in its config and a warper for {grid}")
+    if name == "voxelmorph" and grids:  # the code that keeps one warper's grid keeps the other's too
+        integrates = any(key.startswith(INTEGRATION) for key in published.state)
+        steps = stated.get("integration_steps", None if integrates else 0)
+        if steps is not None and bool(steps) != integrates:
+            _contradiction(name, f"int_steps {steps} in its config, {'and' if integrates else 'but no'} integration")
+        stated |= {} if steps is None else {"integration_steps": steps}
+    return stated
+
+
+def _contradiction(name: str, found: str) -> NoReturn:
+    raise InputError(
+        f"published weights of {name}",
+        found=found,
+        expected="a file that says one thing of itself",
+        remedy="Save its tensors without the grids and the config, and give what is true by --shape and --set.",
+    )
+
+
+VOXELMORPH_FIXED = {
+    "nb_unet_conv_per_level": 1,
+    "use_probs": False,
+    "src_feats": 1,
+    "trg_feats": 1,
+    "unet_half_res": False,
+}
+"""Arguments of VoxelMorph's constructor that have one value here."""
+VOXELMORPH_KEYS = (
+    *("inshape", "nb_unet_features", "nb_unet_levels", "unet_feat_mult", "int_steps", "int_downsize", "bidir"),
+    *VOXELMORPH_FIXED,
+)
+
+
+def _of_voxelmorph(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what VoxelMorph's own config says, by the names of the hyperparameters here.
+
+    ``bidir`` adds a loss in training alone. One number of features is that of the first level, multiplied from level to
+    level; none are the authors' default, which is the default here.
+    """
+    for key, only in VOXELMORPH_FIXED.items():
+        if config.get(key, only) != only:
+            raise InputError(
+                "published weights of voxelmorph",
+                found=f"{key} = {config[key]!r:.100} in its config",
+                expected=f"{only}: other networks of its authors' code are not made here",
+            )
+    stated: dict[str, Any] = {}
+    if "inshape" in config:
+        stated["shape"] = [int(size) for size in config["inshape"]]
+    for theirs, ours in (("int_steps", "integration_steps"), ("int_downsize", "integration_downsampling")):
+        if config.get(theirs) is not None:
+            stated[ours] = int(config[theirs])
+    features = config.get("nb_unet_features")
+    if isinstance(features, int):
+        factor, levels = config.get("unet_feat_mult", 1), config.get("nb_unet_levels") or 0
+        widths = [round(features * factor**level) for level in range(levels)]
+        stated |= {"encoder": widths[:-1], "decoder": widths[::-1]}
+    elif features is not None:
+        encoder, decoder = features
+        stated |= {"encoder": [int(width) for width in encoder], "decoder": [int(width) for width in decoder]}
+    return stated
 
 
 def _require_whole(path: Path, expected: str) -> None:
@@ -240,7 +413,8 @@ def _voxelmorph(network: Any) -> Table:
         sources |= _layer(f"{ours}.convolution", theirs)
     for index in range(len(network.full_resolution)):
         sources |= _layer(f"full_resolution.{index}.convolution", f"unet_model.{full}.{index + 1}.main")
-    return Table(sources | _layer("head", "flow"), {WARPER_GRID: None})
+    unused = {r"transformer\.grid": (1, 3, *network.shape), rf"{INTEGRATION}.*grid": None}
+    return Table(sources | _layer("head", "flow"), unused)
 
 
 def _vit_v_net(network: Any) -> Table:
@@ -301,7 +475,7 @@ def _transmorph(network: Any) -> Table:
     sources |= _layer("half_skip.convolution", "c1.0", "weight")
     rows = relative_position_index(tuple(network.hyperparameters["window"]))
     unused: dict[str, tuple[int, ...] | torch.Tensor | None] = {
-        WARPER_GRID: None,
+        WARPER_GRID: (1, 3, *network.shape),
         r".+\.relative_position_index": rows,
     }
     if network.full_resolution:

@@ -62,6 +62,10 @@ class TransMatch(nn.Module):
         The hyperparameters make no network.
     """
 
+    TITLE = "TransMatch"
+    PAPER = "Chen, Zheng and Gee 2023, IEEE TMI 43(1):15-27"
+    COLOUR, MARKER = "#0072b2", "P"
+
     def __init__(
         self,
         shape: tuple[int, int, int],

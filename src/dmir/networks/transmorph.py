@@ -16,9 +16,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from dmir.errors import InputError
-from dmir.networks.blocks import DisplacementHead, crop, require_pair, to_volume
+from dmir.networks.blocks import DisplacementHead, convolve, crop, require_pair, to_volume
 from dmir.networks.swin import SwinEncoder, SwinSettings
-from dmir.networks.upsampling import add_upsampled_convolution, convolve
+from dmir.networks.upsampling import add_upsampled_convolution
 
 SLOPE = 0.01  # of LeakyReLU below zero
 EPSILON = 1e-5  # added to the variance of instance normalisation
@@ -66,6 +66,10 @@ class TransMorph(nn.Module):
     InputError
         The hyperparameters make no network.
     """
+
+    TITLE = "TransMorph"
+    PAPER = "Chen et al. 2022, Medical Image Analysis 82"
+    COLOUR, MARKER = "#009e73", "<"
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Convolutions of the baselines' decoders: of what is upsampled, which is never made, and of small volumes on CPUs.
+"""Convolutions of the baselines' decoders: of what is upsampled, which is never made.
 
 Decoders are where the time of a registration network goes. Two things keep it short, and change no number:
 
@@ -19,67 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from dmir.networks.blocks import fastest_layout, to_tokens, to_volume
+from dmir.networks.blocks import to_tokens, to_volume
 
 SLAB_ELEMENTS = 2**21  # numbers upsampled at a time (8 MB in float32)
-SMALL_VOLUME = 20480  # torch convolves up to so many rows (batch x channels x depth x height) without oneDNN
-
-
-def convolve(volume: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Convolve a volume (B, C, D, H, W) 3x3x3, padded with zeros."""
-    volume = fastest_layout(volume)
-    batch, channels, depth, height, _ = volume.shape
-    on_cpu = volume.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and volume.dtype == torch.float32
-    if on_cpu and batch == 1 and depth > 1 and channels * depth * height <= SMALL_VOLUME:
-        return _ConvolutionInHalves.apply(volume, weight)
-    return fastest_layout(F.conv3d(volume, weight, padding=1))
-
-
-class _ConvolutionInHalves(torch.autograd.Function):
-    """Convolution 3x3x3 of a small volume, as a batch of its halves along the first axis.
-
-    On CPUs torch takes another algorithm for small float32 volumes, seven times as slow for the two images of a pair,
-    but never for a batch. Channels last, the batch of the halves of the result is the result.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, volume: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(volume, weight)
-        halves = to_tokens(F.conv3d(_halves(volume), weight, padding=(0, 1, 1))).contiguous()
-        whole = to_volume(halves.view(1, -1, *halves.shape[2:])[:, : volume.shape[2]])
-        # the same memory, but no view: what is done to a view in place costs copies in the gradient
-        return whole.new_empty(0).set_(whole.untyped_storage(), 0, whole.shape, whole.stride())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        volume, weight = ctx.saved_tensors
-        depth = volume.shape[2]
-        tokens = to_tokens(F.pad(gradient, [0, 0, 0, 0, 0, depth % 2])).contiguous()
-        of_result = to_volume(tokens.view(2, -1, *tokens.shape[2:]))
-        of_halves, of_weight, _ = torch.ops.aten.convolution_backward(
-            of_result,
-            _halves(volume),
-            weight,
-            *(None, [1, 1, 1], [0, 1, 1], [1, 1, 1], False, [0, 0, 0], 1),  # no bias, stride, padding, dilation, ...
-            [ctx.needs_input_grad[0], True, False],
-        )
-        if of_halves is None:
-            return None, of_weight
-        half = of_halves.shape[2] - 2
-        whole = of_halves.new_zeros(1, len(weight[0]), 2 * half + 2, *volume.shape[3:])
-        whole = whole.contiguous(memory_format=torch.channels_last_3d)
-        for index in range(2):
-            whole[:, :, index * half : (index + 1) * half + 2] += of_halves[index]
-        return whole[:, :, 1 : depth + 1].contiguous(memory_format=torch.channels_last_3d), of_weight
-
-
-def _halves(volume: torch.Tensor) -> torch.Tensor:
-    """(1, C, D, H, W) -> (2, C, ceil(D/2) + 2, H, W), with one layer of the other half, or of zeros, on each side."""
-    depth = volume.shape[2]
-    half = (depth + 1) // 2
-    tokens = to_tokens(F.pad(volume, [0, 0, 0, 0, 1, 1 + depth % 2]))
-    return to_volume(torch.cat([tokens[:, : half + 2], tokens[:, half:]]))
 
 
 def add_upsampled_convolution(onto: torch.Tensor, coarse: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

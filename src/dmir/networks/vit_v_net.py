@@ -10,16 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from dmir.errors import InputError
-from dmir.networks.blocks import DisplacementHead, crop, pad_to_multiple, require_pair, through_blocks
-from dmir.networks.upsampling import add_upsampled_convolution, convolve
+from dmir.networks.blocks import DisplacementHead, convolve, crop, pad_to_multiple, require_pair, through_blocks
+from dmir.networks.upsampling import add_upsampled_convolution
 
 EPSILON = 1e-6  # of layer normalisation, as published
-
-
-def convolve_with_bias(volume: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Convolve a volume (B, C, D, H, W) 3x3x3, padded with zeros, and add a bias a channel, if there is one."""
-    convolved = convolve(volume, weight)
-    return convolved if bias is None else convolved.add_(bias.view(-1, 1, 1, 1))
 
 
 class DoubleConvolution(nn.Module):
@@ -42,7 +36,7 @@ class DoubleConvolution(nn.Module):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)."""
         for convolution in (self.first, self.second):
-            volume = convolve_with_bias(volume, convolution.weight, convolution.bias)
+            volume = convolve(volume, convolution.weight, convolution.bias)
             volume = F.leaky_relu(volume, self.slope, inplace=True)
         return volume
 
@@ -61,7 +55,7 @@ class BatchNormalisedConvolution(nn.Module):
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, D, H, W) -> (B, out_channels, D, H, W)."""
-        return self.activate(convolve_with_bias(volume, *self.weights()))
+        return self.activate(convolve(volume, *self.weights()))
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the weights and the bias to convolve with."""
@@ -108,7 +102,7 @@ class DecoderBlock(nn.Module):
         """(B, coarse_channels, d, h, w) and (B, skipped_channels, 2d, 2h, 2w) -> (B, out_channels, 2d, 2h, 2w)."""
         weight, bias = self.joining.weights()
         of_coarse, of_skipped = weight.split([self.coarse_channels, skipped.shape[1]], dim=1)
-        volume = convolve_with_bias(skipped, of_skipped, bias)
+        volume = convolve(skipped, of_skipped, bias)
         return self.second(self.joining.activate(add_upsampled_convolution(volume, coarse, of_coarse)))
 
 
@@ -238,6 +232,10 @@ class ViTVNet(nn.Module):
     InputError
         The hyperparameters make no network.
     """
+
+    TITLE = "ViT-V-Net"
+    PAPER = "Chen et al. 2021, arXiv:2104.06468"
+    COLOUR, MARKER = "#e69f00", "v"
 
     def __init__(
         self,

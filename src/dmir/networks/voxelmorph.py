@@ -55,6 +55,10 @@ class VoxelMorph(nn.Module):
         The widths make no network, or an unknown ``downsampling``.
     """
 
+    TITLE = "VoxelMorph"
+    PAPER = "Balakrishnan et al. 2019; diffeomorphic: Dalca et al. 2019"
+    COLOUR, MARKER = "#56b4e9", "^"
+
     def __init__(
         self,
         shape: tuple[int, int, int],

@@ -110,6 +110,10 @@ class XMorpher(nn.Module):
         The hyperparameters make no network.
     """
 
+    TITLE = "XMorpher"
+    PAPER = "Shi et al. 2022, MICCAI, arXiv:2206.07349"
+    COLOUR, MARKER = "#cc79a7", ">"
+
     def __init__(
         self,
         shape: tuple[int, int, int],

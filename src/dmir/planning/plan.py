@@ -13,16 +13,17 @@ from typing import Any
 import pandas as pd
 import torch
 
+from dmir import registry
 from dmir.config import Config, Network
+from dmir.methods import descent
+from dmir.methods.stages import levels
 from dmir.planning.costs import (
     PREPROCESS_AFFINE,
     PREPROCESS_N4,
     PREPROCESS_SCAN,
     SCORE_VOXEL,
     STARTUP,
-    SYN_BYTES_A_VOXEL,
     WRITE_VOXEL,
-    classical_seconds,
     field_bytes,
     voxels_of,
 )
@@ -31,6 +32,7 @@ from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
 from dmir.planning.quota import PACKED_VOXEL, field_shards, lanes, registering_models, room_for_fields, staying_bytes
 from dmir.planning.shards import shard_sizes
 from dmir.planning.trial import try_apart
+from dmir.settings import PairCost
 from dmir.training.cost import Cost, StepCost, count_inference, count_objective, count_step, settings_of
 from dmir.training.devices import choose_device
 from dmir.training.memory import PROCESS, Job, free_memory
@@ -463,37 +465,36 @@ class _Planner:
         return notes
 
     def _classical(self, method: str, cohort: str, size: CohortSize) -> Stage:
-        settings = self.configuration.method(method)
-        parameters = settings.model_dump(mode="json", exclude={"algorithm"})
-        memory, note = None, ""
-        shape = self.configuration.grid.shape
-        answer = (
-            None
-            if settings.algorithm == "affine"
-            else self._try(settings.algorithm, parameters=parameters, shape=CLASSICAL_GRID)
-        )
-        each, basis = classical_seconds(settings.algorithm, parameters, shape, measured=answer or {}), "constant"
-        if answer is not None:
-            basis = "scaled"
-        if settings.algorithm == "syn":
-            note = "at most: levels may converge before"
-            memory = (SYN_BYTES_A_VOXEL * self.voxels + PROCESS) / 1e9
-        each += self._writing(cohort)
-        what = f"{method} on {cohort}"
-        number = size.registrations
-        return Stage(
-            "register", what, self._shards(method, cohort), number, "pair", each, basis, memory_gb=memory, note=note
-        )
+        algorithm, parameters = self.configuration.method(method).algorithm, self.configuration.parameters(method)
+        grid = self.configuration.grid
+        answers = [self._try_part(part) for part in registry.parts(algorithm, parameters)]
+        measured = {key: value for answer in answers if answer for key, value in answer.items()}
+        cost = registry.cost(algorithm, parameters, grid.shape, grid.spacing, measured)
+        basis = "scaled" if measured else "constant"
+        seconds: dict[str, Any] = {"cpu_s": cost.seconds + self._writing(cohort), "cpu_basis": basis}
+        if cost.gpu_moved_gb is not None:
+            moved = _on_gpu(cost)
+            least = max(roofline_seconds(moved, self.gpu, "float32"), moved.kernels * LAUNCH)
+            seconds |= {"gpu_s": least + self._writing(cohort), "gpu_basis": "roofline"}
+        memory = None if cost.memory_bytes is None else (cost.memory_bytes + PROCESS) / 1e9
+        what, jobs = f"{method} on {cohort}", self._shards(method, cohort)
+        return Stage("register", what, jobs, size.registrations, "pair", **seconds, memory_gb=memory, note=cost.note)
+
+    def _try_part(self, part: Mapping[str, Any]) -> dict[str, float] | None:
+        """Measure a method and its parameters."""
+        parameters = dict(part)
+        return self._try("method", algorithm=parameters.pop("algorithm"), parameters=parameters, shape=CLASSICAL_GRID)
 
     def _learned(self, method: str, of: str, cohort: str, size: CohortSize) -> Stage:
         cost, found, seeds = self.costs[of], self.seconds[of], len(self.configuration.seeds)
         each, moved, note = found.inference, cost.inference, ""
-        settings = self.configuration.method(method)
-        if method != of:  # a refinement: steps of the objective alone, from the network's field
-            steps = int(settings.steps)  # type: ignore[union-attr]
-            each += steps * found.objective
-            moved = _sum(cost.inference, cost.objective, steps)
-            note = f"{of}, then {steps} steps of the objective"
+        if method != of:  # a refinement: a descent from the network's field
+            stages, grid = self.configuration.parameters(method)["stages"], self.configuration.grid
+            refining = descent.cost({"stages": stages}, grid.shape, grid.spacing)
+            each += refining.seconds
+            moved = _sum(cost.inference, _on_gpu(refining), 1)
+            steps = sum(stage.steps for stage, _ in levels(stages, grid.shape, grid.spacing))
+            note = f"{of}, then at most {steps} steps of descent"
         seconds = self._seconds(each, found.basis, moved, _network(self.configuration, of).training["precision"])
         for key in ("cpu_s", "gpu_s"):
             if seconds[key] is not None:
@@ -505,7 +506,7 @@ class _Planner:
             size.registrations * seeds,
             "pair",
             **seconds,
-            memory_gb=(max(cost.inference.peak_mb, cost.objective.peak_mb if note else 0.0) * 1e6 + PROCESS) / 1e9,
+            memory_gb=(moved.peak_mb * 1e6 + PROCESS) / 1e9,
             note=note,
         )
 
@@ -541,7 +542,7 @@ class _Planner:
             return None
         key = repr((kind, sorted(request.items())))
         if key not in self._tried:
-            log.info("measuring %s", kind)
+            log.info("measuring %s", request.get("algorithm", kind))
             start = time.monotonic()
             self._tried[key] = try_apart({"kind": kind, **request}, 1, timeout=self.budget + 30)
             log.debug("%s took %.1f s", kind, time.monotonic() - start)
@@ -568,6 +569,11 @@ def disk_parts(configuration: Config, sizes: Mapping[str, CohortSize], jobs: int
         if room is not None:
             parts["under the quota, at most"] = lanes(shards, room).peak()
     return {what: size / 1e9 for what, size in parts.items()}
+
+
+def _on_gpu(cost: PairCost) -> Cost:
+    """Return what a pair costs on a GPU: memory that is moved, and launches."""
+    return Cost(0.0, cost.gpu_moved_gb or 0.0, (cost.memory_bytes or 0.0) / 1e6, cost.gpu_kernels, 0)
 
 
 def _sum(first: Cost, second: Cost, times: int) -> Cost:

@@ -7,13 +7,14 @@ function of that name; the answer is a line of JSON.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dmir import registry
 from dmir.fields import save_field, warp
 from dmir.job import THREAD_VARIABLES
 from dmir.methods import load_libraries, register
 from dmir.metrics.score import score_pair
 from dmir.networks import build
-from dmir.planning.costs import voxel_iterations
 from dmir.structures import load_structures
 from dmir.training.cost import settings_of
 from dmir.training.devices import choose_device, set_threads
@@ -34,8 +35,6 @@ from dmir.training.objective import arithmetic, displacement_of
 from dmir.volumes import Volume
 
 REPEATS = 3
-SYN_FULL_ITERATIONS = 3  # at full resolution, where the time goes; two at each coarser level
-ELASTIX_ITERATIONS = (5, 25)  # a level: what differs is the iterations', the rest is spent once
 
 
 def try_apart(request: dict[str, Any], threads: int, timeout: float) -> dict[str, float] | None:
@@ -87,27 +86,21 @@ def network(
         return {"inference_s": inference_s, "step_s": _median(step, place, threads, 3 * seconds / 4)}
 
 
-def syn(parameters: dict[str, Any], shape: Sequence[int], threads: int) -> dict[str, float]:
-    """Return the seconds of one voxel in one iteration; all levels and what is done once are in them."""
+def method(algorithm: str, parameters: dict[str, Any], shape: Sequence[int], threads: int) -> dict[str, float]:
+    """Return what a method measures of itself, or else the seconds of one voxel of a pair."""
     moving, fixed = _volumes(shape)
-    load_libraries("syn")
-    iterations = [2] * (len(parameters["iterations"]) - 1) + [SYN_FULL_ITERATIONS]
-    clock = _Clock(threads)
-    register(moving, fixed, "syn", **{**parameters, "iterations": iterations})
-    return {"voxel_iteration_s": clock.seconds() / voxel_iterations(shape, iterations)}
+    load_libraries(algorithm, parameters)
 
-
-def elastix(parameters: dict[str, Any], shape: Sequence[int], threads: int) -> dict[str, float]:
-    """Return the seconds of one iteration, of one level."""
-    moving, fixed = _volumes(shape)
-    load_libraries("elastix")
-    taken = []
-    for iterations in ELASTIX_ITERATIONS:
+    def seconds_of(changed: Mapping[str, Any]) -> float:
         clock = _Clock(threads)
-        register(moving, fixed, "elastix", **{**parameters, "iterations": iterations})
-        taken.append(clock.seconds())
-    more = (ELASTIX_ITERATIONS[1] - ELASTIX_ITERATIONS[0]) * int(parameters["resolutions"])
-    return {"iteration_s": max(taken[1] - taken[0], 0.0) / more}
+        register(moving, fixed, algorithm, **changed)
+        return clock.seconds()
+
+    measure = getattr(registry.implementation(algorithm), "measure", None)
+    if measure is not None:
+        found: dict[str, float] = measure(parameters, seconds_of, shape)
+        return found
+    return {f"{algorithm} voxel_s": seconds_of(parameters) / math.prod(shape)}
 
 
 def score(structures: str, interpolations: Sequence[str], shape: Sequence[int], threads: int) -> dict[str, float]:
@@ -128,8 +121,7 @@ def score(structures: str, interpolations: Sequence[str], shape: Sequence[int], 
 
 KINDS: dict[str, Callable[..., dict[str, float]]] = {
     "network": network,
-    "syn": syn,
-    "elastix": elastix,
+    "method": method,
     "score": score,
 }
 

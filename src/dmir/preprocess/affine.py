@@ -10,7 +10,7 @@ import numpy as np
 from dmir.errors import InputError, damaged
 from dmir.preprocess.ants_images import FLIP, single_threaded_ants, to_ants
 from dmir.preprocess.resample import resample
-from dmir.storage import temporary_folder
+from dmir.storage import plainly_named_folder
 from dmir.volumes import Grid, Volume, atomic_path
 
 NAME = "AffineTransform_double_3_3"  # ITK's name of the transform, which is also the key in its .mat files
@@ -60,7 +60,7 @@ def estimate_affine(
     before = ants.config._random_seed
     ants.config._random_seed = seed
     try:
-        with temporary_folder("affine-") as folder:
+        with plainly_named_folder("affine-") as folder:
             options: dict[str, Any] = {"aff_random_sampling_rate": sampling, "aff_metric": "mattes"}
             options |= {"aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)}
             rigid = ants.registration(

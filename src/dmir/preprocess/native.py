@@ -15,7 +15,7 @@ from dmir.volumes import (
     read_image,
     read_labels,
     require_same_grid,
-    with_orientation,
+    stored_array,
     write_volume,
 )
 
@@ -82,6 +82,7 @@ def native_files(
     reference = preprocessed / "image.nii.gz"
     source = read_image(volume, "volume") if interpolation == "linear" else read_labels(volume, "volume")
     require_same_grid(read_image(reference, "preprocessed image"), source, reference, f"volume: {volume}")
-    scan = read_image(like, "like")
-    grid = (scan if orientation is None else with_orientation(scan, orientation)).grid
-    write_volume(out, Volume(to_native(source, transform, grid, interpolation).data, scan.affine))
+    with stored_array(Path(like), "like", orientation) as stored:
+        header = stored.affine
+    scan = read_image(like, "like", orientation)
+    write_volume(out, Volume(to_native(source, transform, scan.grid, interpolation).data, header))

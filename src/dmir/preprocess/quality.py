@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dmir.structures import StructureSet
+from dmir.preprocess.cuts import find_cuts
+from dmir.structures import StructureSet, positions
 from dmir.tables import read_record
 from dmir.volumes import Volume
 
@@ -17,6 +18,7 @@ BRAIN_VOLUME = (700.0, 2300.0)  # ml, in the scan's own space
 SCALE = (0.6, 1.7)  # determinant of the affine
 MOST_OUTSIDE = 1.0  # % of the brain beyond the grid
 LEAST_CORRELATION = 0.3
+CUT_OFF = "the brain is cut off at its"
 
 
 def assess(
@@ -35,7 +37,7 @@ def assess(
     Parameters
     ----------
     native_mask
-        Brain mask in the scan's own space.
+        Brain mask in the scan's own space, with axes that run to the right, the front and the top.
     transform
         4x4, atlas world -> scan world.
     image, mask, atlas_image, atlas_mask
@@ -50,7 +52,8 @@ def assess(
         ``outside_percent`` (brain beyond the grid), ``correlation`` (with the atlas, inside both masks),
         ``intensity_mean`` and ``intensity_sd`` (inside the mask), ``structures_found`` and ``sides_swapped`` (with a
         label map: how many of the structures it has, and how many of those with two sides lie the wrong way round),
-        ``flags`` (reasons to look at the scan) and ``ok`` (there are none). Ready for JSON.
+        ``cut_off`` (sides at which the brain ends because its scan does), ``flags`` (reasons to look at the scan) and
+        ``ok`` (there are none). Ready for JSON.
     """
     both = mask.data & atlas_mask.data
     inside = image.data[mask.data]
@@ -65,10 +68,11 @@ def assess(
         "intensity_sd": inside.std(),
     }
     quality: dict[str, Any] = {key: round(float(value), 4) for key, value in numbers.items()}
+    quality["cut_off"] = [cut.side for cut in find_cuts(native_mask.data)]
     quality["flags"] = _flags(quality)
     if labels is not None and structures is not None:
         quality["structures_found"] = int(np.isin(structures.ids, np.unique(labels.data)).sum())
-        quality["sides_swapped"], paired = _swapped_sides(labels, structures)
+        quality["sides_swapped"], paired = swapped_sides(labels, structures)
         if quality["sides_swapped"] > paired / 2:
             quality["flags"].append(
                 f"{quality['sides_swapped']} of {paired} left structures lie on the right: the orientation in the "
@@ -78,16 +82,25 @@ def assess(
     return quality
 
 
-def _swapped_sides(labels: Volume, structures: StructureSet) -> tuple[int, int]:
+def swapped_sides(labels: Volume, structures: StructureSet) -> tuple[int, int]:
     """Return how many structures have their left part to the right of their right one, and how many have both parts."""
-    size = max(structures.ids) + 1
-    counts = np.stack([np.bincount(slab.ravel(), minlength=size)[:size] for slab in labels.data])
-    x = np.arange(labels.shape[0])  # the grid's axes are R, A, S
-    centre = {}
+    number = positions(labels.data, structures.ids)
+    steps = labels.affine[0, :3]  # of the world's axis to the right, along each axis of the array
+    count, total = np.zeros(len(structures.ids) + 1), np.zeros(len(structures.ids) + 1)
+    for axis, step in enumerate(steps):
+        if axis == 0 or step:
+            slabs = np.moveaxis(number, axis, 0)
+            counts = np.stack([np.bincount(slab.ravel(), minlength=len(total)) for slab in slabs])
+            count = counts.sum(axis=0)
+            total += step * (np.arange(len(counts)) @ counts)
+    right = dict(zip(structures.ids, (total / np.maximum(count, 1))[1:], strict=True))
+    present = {name for name, voxels in zip(structures.ids, count[1:], strict=True) if voxels}
     columns = (structures.table[key] for key in ("id", "name", "hemisphere"))
-    for number, name, side in zip(*columns, strict=True):
-        if side != "both" and counts[:, number].any():
-            centre[side, name.removeprefix(f"{side} ")] = np.average(x, weights=counts[:, number])
+    centre = {
+        (side, name.removeprefix(f"{side} ")): right[number]
+        for number, name, side in zip(*columns, strict=True)
+        if side != "both" and number in present
+    }
     names = [name for side, name in centre if side == "left" and ("right", name) in centre]
     return sum(bool(centre["left", name] > centre["right", name]) for name in names), len(names)
 
@@ -122,4 +135,5 @@ def _flags(quality: dict[str, Any]) -> list[str]:
         flags.append(f"{quality['outside_percent']:.1f} % of the brain lies outside the grid")
     if quality["correlation"] < LEAST_CORRELATION:
         flags.append(f"correlation with the atlas {quality['correlation']:.2f} is below {LEAST_CORRELATION}")
+    flags += [f"{CUT_OFF} {side}" for side in quality["cut_off"]]
     return flags

@@ -15,6 +15,7 @@ import numpy as np
 from dmir.errors import InputError
 from dmir.preprocess.affine import estimate_affine, read_affine, write_affine
 from dmir.preprocess.bias_field import correct_bias
+from dmir.preprocess.cuts import align_cut, cut_planes, find_cuts
 from dmir.preprocess.denoise import denoise as remove_noise
 from dmir.preprocess.normalise import match_histogram, normalise
 from dmir.preprocess.quality import assess
@@ -30,6 +31,7 @@ from dmir.volumes import (
     read_labels,
     reorient,
     require_same_grid,
+    write_labels,
     write_volume,
 )
 
@@ -43,13 +45,14 @@ class Preprocessed:
     image
         float32 in [0, 1]: above 0 exactly inside the brain.
     labels
-        int16 structure ids, or None where the scan has none.
+        Structure ids, or None where the scan has none.
     mask
         bool, the brain.
     affine
         4x4, atlas world -> the scan's own world (RAS mm), with which the scan was resampled.
     quality
-        What :func:`dmir.preprocess.assess` says, and ``seconds`` by step.
+        What :func:`dmir.preprocess.assess` says, ``cut_planes`` (:mod:`dmir.preprocess.cuts`, in the atlas's world),
+        and ``seconds`` by step.
     """
 
     image: Volume
@@ -63,7 +66,7 @@ class Preprocessed:
         folder = Path(folder)
         write_volume(folder / "image.nii.gz", self.image, np.float32)
         if self.labels is not None:
-            write_volume(folder / "labels.nii.gz", self.labels, np.int16)
+            write_labels(folder / "labels.nii.gz", self.labels)
         write_affine(folder / "affine.mat", self.affine)
         with atomic_path(folder / "quality.json") as path:
             path.write_text(json.dumps(self.quality, indent=2) + "\n")
@@ -184,9 +187,20 @@ def preprocess_scan(
     transform = np.eye(4)
     if affine:
         with clock.step("affine"):
-            transform = estimate_affine(image, brain, atlas.image, spacing=affine_spacing, seed=affine_seed)
+            transform = _aligned(image, brain, atlas, spacing=affine_spacing, seed=affine_seed)
     grid, scale = atlas.image.grid, _GreyScale(lower, upper, histogram_match)
     return _finish(image, labels, brain, transform, grid, atlas, scale, label_interpolation, structures, where, clock)
+
+
+def _aligned(image: Volume, brain: Volume, atlas: Preprocessed, **how: Any) -> np.ndarray:
+    """Return the affine; what either scan never saw does not pull it."""
+
+    def estimate(brain: Volume, reference: Volume) -> np.ndarray:
+        seen = Volume(np.where(reference.data, atlas.image.data, 0), atlas.image.affine)
+        return estimate_affine(image, brain, seen, **how)
+
+    planes = [np.array(plane) for plane in atlas.quality.get("cut_planes", [])]
+    return align_cut(estimate, (brain, atlas.mask), (cut_planes(brain, find_cuts(brain.data)), planes))
 
 
 @dataclass(frozen=True)
@@ -293,7 +307,6 @@ def _finish(
         data = resample(stripped, grid, transform).data
         if labels is not None:
             labels = resample(labels, grid, transform, interpolation=label_interpolation)
-            labels = Volume(labels.data.astype(np.int16), labels.affine)
     with clock.step("normalise"):
         data = normalise(data, mask, lower=scale.lower, upper=scale.upper, where=where)
         if scale.histogram_match and atlas is not None:
@@ -302,5 +315,6 @@ def _finish(
     reference = (result, found) if atlas is None else (atlas.image, atlas.mask)
     with clock.step("quality"):
         quality = assess(brain, transform, result, found, *reference, labels=labels, structures=structures)
-    quality["seconds"] = clock.seconds
+    planes = cut_planes(brain, find_cuts(brain.data), transform)
+    quality |= {"cut_planes": [plane.tolist() for plane in planes], "seconds": clock.seconds}
     return Preprocessed(image=result, labels=labels, mask=found, affine=transform, quality=quality)

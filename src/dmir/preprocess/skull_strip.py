@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from dmir.errors import InputError, suggestion
 from dmir.storage import temporary_folder
-from dmir.volumes import Volume, read_mask, reorient, require_same_grid, same_grid, write_volume
+from dmir.volumes import Volume, decide_mask, read_mask, reorient, require_same_grid, same_grid, write_volume
 
 METHODS = ("mask", "none", "deepbet")
 
@@ -63,11 +63,12 @@ def _given(image: Volume, mask: Volume | None, where: str) -> Volume:
             remedy="Name one in the scan table, or set skull_strip to 'none' (stripped already) or 'deepbet'.",
         )
     require_same_grid(image, mask, f"{where}: image", f"{where}: mask")
-    return Volume(mask.data > 0, image.affine)
+    return Volume(decide_mask(mask.data, f"{where}: mask"), image.affine)
 
 
 def _nonzero(image: Volume, where: str) -> Volume:
-    brain = image.data != 0
+    # slope and intercept of stored integers make a background of 0 a little more or less: half a step of 16 bits
+    brain = np.abs(image.data) > np.abs(image.data).max() * 2.0**-16
     if brain.mean() > 0.95:
         raise InputError(
             f"{where}: image",

@@ -61,11 +61,11 @@ def truth_of_pair(truths: Mapping[str, str | Path], moving: str, fixed: str) -> 
     Returns
     -------
     numpy.ndarray or None
-        float32 (3, D, H, W) in voxels.
+        float32 (3, D, H, W) in voxels; NaN where the fixed scan's truth has no inverse, which is logged.
     """
     import torch
 
-    from dmir.fields import compose, invert, load_field
+    from dmir.fields import NO_INVERSE, compose, inverse_residual, invert, load_field
 
     given = {scan: torch.from_numpy(load_field(truths[scan])[0])[None] for scan in (moving, fixed) if scan in truths}
     if not given:
@@ -74,7 +74,9 @@ def truth_of_pair(truths: Mapping[str, str | Path], moving: str, fixed: str) -> 
     if fixed not in given:
         return None if forward is None else forward[0].numpy()
     back = invert(given[fixed])
-    return (back if forward is None else compose(forward, back))[0].numpy()
+    unknown = inverse_residual(given[fixed], back) > NO_INVERSE
+    pair = back if forward is None else compose(forward, back)
+    return pair.masked_fill(unknown[:, None], float("nan"))[0].numpy()
 
 
 def _world(grid: Grid) -> np.ndarray:

@@ -84,6 +84,7 @@ COLUMNS: dict[str, Column] = {
     "published_dice_gain": Column("Published effect (IDA-230692), % of Dice", "", 1),
     "scans": Column("Scans"),
     "flagged": Column("Flagged"),
+    "warned": Column("Warned of"),
     "mask_overlap": Column("Mask overlap, median", "", 3),
     "mask_overlap_min": Column("Lowest", "", 3),
     "scan_seconds": Column("Time, s a scan", "", 1),

@@ -24,7 +24,7 @@ from dmir.metrics import dice
 from dmir.metrics.boxes import bounding_box
 from dmir.report.examples import Example, require_one_pair
 from dmir.report.names import REFERENCE_METHODS, method_name, structure_group
-from dmir.report.style import OTHER_COLOURS, PAGE_WIDTH, RC, new_figure
+from dmir.report.style import PAGE_WIDTH, RC, TOL_COLOURS, new_figure
 
 # what most sets have, what readers know, and what is smooth enough to be seen on a small picture
 PREFERRED = r"(lateral ventricle|thalamus|caudate|putamen|hippocampus)( proper| nucleus)?"
@@ -44,7 +44,7 @@ KNOWN_COLOURS = {
     "putamen": "#cc79a7",
     "hippocampus": "#d55e00",
 }
-COLOURS = (*KNOWN_COLOURS.values(), "#56b4e9", "#e69f00", *OTHER_COLOURS)
+COLOURS = (*KNOWN_COLOURS.values(), "#56b4e9", "#e69f00", *TOL_COLOURS)
 FIXED_COLOUR = (0.45, 0.45, 0.45, 0.16)
 TOP, HEADLINE = 0.25, 0.12  # inches of height: above the panels, and each further line there
 TITLE, LEGEND = 0.3, 0.62

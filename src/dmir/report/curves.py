@@ -17,6 +17,7 @@ from dmir.errors import InputError
 from dmir.report.names import method_name
 from dmir.report.records import require_columns
 from dmir.report.style import PAGE_WIDTH, RC, method_colours, new_figure
+from dmir.tables import read_table
 
 PANELS = {
     "loss": "Loss",
@@ -36,13 +37,7 @@ def read_history(path: str | Path) -> pd.DataFrame:
     InputError
         The file is missing, cannot be read as a table, or lacks a column.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(path, found="no such file", expected="a training history", remedy="Train the model first.")
-    try:
-        history = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(path, found=f"no table ({error})", expected="a training history in CSV") from error
+    history = read_table(path)
     require_columns(history, {"step", *PANELS}, str(path))
     return history
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 
-METHOD_NAMES = {
-    "affine": "Affine only",
-    "syn": "SyN",
-    "elastix": "Elastix",
-    "voxelmorph": "VoxelMorph",
-    "vit_v_net": "ViT-V-Net",
-    "transmorph": "TransMorph",
-    "xmorpher": "XMorpher",
-    "transmatch": "TransMatch",
-    "caml": "CAML+RBSC+CARSC (proposed)",
+from dmir import registry
+
+ROWS = {
+    "descent-fast": "Descent, fast",
+    "greedy": "greedy",
+    "convexadam": "ConvexAdam",
+    "fireants": "FireANTs",
     "caml-refined": "Proposed + refinement",
 }
-SHORT_METHOD_NAMES = {**METHOD_NAMES, "caml": "Proposed"}
+"""Rows of the committed configurations that are no method of their own name."""
+METHOD_NAMES = {**{name: told.title for name, told in registry.built_in_facts().items()}, **ROWS}
+SHORT_METHOD_NAMES = {**METHOD_NAMES, **{name: told.short_title for name, told in registry.built_in_facts().items()}}
 REFERENCE_METHODS = frozenset({"affine"})  # the starting point of the others: shown, never ranked
 
 _HEMISPHERES = {"left", "right", "lh", "rh"}
@@ -44,7 +43,7 @@ def method_name(method: str, *, short: bool = False) -> str:
     refined = method.removesuffix("-refined")
     if refined != method and refined in names:
         return f"{SHORT_METHOD_NAMES[refined]} + refinement"
-    return names.get(method, method)
+    return names.get(method) or registry.title(method, short=short) or method
 
 
 def structure_group(name: str) -> str:

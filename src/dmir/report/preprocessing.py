@@ -23,9 +23,9 @@ def preprocessing_table(qualities: Mapping[str, pd.DataFrame], left_out: Mapping
     Returns
     -------
     DataFrame
-        A row a cohort: cohort, scans, flagged, mask_overlap (median) and mask_overlap_min (Dice with the reference's
-        brain after the affine), scan_seconds (median over scans of the wall time, files not included),
-        ``<step>_seconds`` for the steps that ran, and peak_memory_mb (the highest).
+        A row a cohort: cohort, scans, flagged, warned (something about its files is doubtful), mask_overlap (median)
+        and mask_overlap_min (Dice with the reference's brain after the affine), scan_seconds (median over scans of the
+        wall time, files not included), ``<step>_seconds`` for the steps that ran, and peak_memory_mb (the highest).
     """
     rows: list[dict[str, Any]] = []
     for cohort, quality in qualities.items():
@@ -33,6 +33,7 @@ def preprocessing_table(qualities: Mapping[str, pd.DataFrame], left_out: Mapping
             "cohort": cohort,
             "scans": len(quality),
             "flagged": int((~quality["ok"]).sum()),
+            "warned": int(quality["warnings"].fillna("").astype(bool).sum()),
             "mask_overlap": quality["mask_overlap"].median(),
             "mask_overlap_min": quality["mask_overlap"].min(),
             "scan_seconds": quality["seconds"].median(),
@@ -48,6 +49,7 @@ def preprocessing_table(qualities: Mapping[str, pd.DataFrame], left_out: Mapping
     flagged = f"flagged scans of {', '.join(told)} are left out" if told else "flagged scans are used like all others"
     table.attrs["note"] = (
         "Overlap is the Dice of the brain masks after the affine alignment. Seconds are the median over scans, one "
-        f"thread each, reading and writing not included; memory is the highest peak. {flagged.capitalize()}."
+        f"thread each, reading and writing not included; memory is the highest peak. {flagged.capitalize()}. "
+        "What is doubtful about the files of a scan, and what was done about it, stands in quality.csv."
     )
     return table

@@ -11,6 +11,7 @@ import pandas as pd
 from dmir.errors import InputError
 from dmir.report.records import require_columns
 from dmir.structures import resources_folder
+from dmir.tables import read_table
 
 # the sources whose scans are a data set that others publish on; a folder of FreeSurfer's may hold any
 DATASETS = {
@@ -88,7 +89,7 @@ def published_effects() -> pd.DataFrame:
 
 def _read(name: str, columns: list[str]) -> pd.DataFrame:
     path = published_folder() / name
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_table(path, text=True)
     require_columns(table, columns, str(path))
     return table
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from dmir.cohorts.ages import known_ages
 from dmir.errors import InputError
 
 PAIR = ["cohort", "method", "moving", "fixed"]
-OLDEST = 130.0  # years: what is older is a code for what is not known, as 999
 INTERPOLATIONS = ("nearest", "linear")
 FIELD_SCORES = [
     "nonpositive_jacobian_forward",
@@ -86,18 +86,6 @@ def reason_of(told: object) -> str:
 def keep_scored(table: pd.DataFrame, attempts: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the pairs that every model of the method registered."""
     return table.merge(attempts.loc[attempts["scored"], PAIR], on=PAIR, how="inner")
-
-
-def known_ages(ages: pd.Series) -> pd.Series:
-    """Return ages in years as numbers; NaN for what is empty, text, negative or above 130.
-
-    Examples
-    --------
-    >>> known_ages(pd.Series(["24", "", "n/a", "89+", "61.5", "-1", "999"])).tolist()
-    [24.0, nan, nan, nan, 61.5, nan, nan]
-    """
-    numbers = pd.to_numeric(ages, errors="coerce").astype(float)
-    return numbers.where((numbers >= 0) & (numbers <= OLDEST))
 
 
 def ages_known(scans: pd.DataFrame) -> bool:

@@ -12,26 +12,25 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dmir import registry
 from dmir.report.origin import Origin, write_sidecar
 from dmir.volumes import atomic_path
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) and a grey: told apart with any colour vision
-METHOD_COLOURS = {
-    "affine": "#b3b3b3",
-    "syn": "#000000",
-    "elastix": "#f0e442",
-    "voxelmorph": "#56b4e9",
-    "vit_v_net": "#e69f00",
-    "transmorph": "#009e73",
-    "xmorpher": "#cc79a7",
-    "transmatch": "#0072b2",
-    "caml": "#d55e00",
-    "caml-refined": "#8b2500",  # the proposed one's, darker
+# Of rows that are no method of their own name; a method or network names its own (docs/own-method.md). All are of Okabe
+# and Ito's palette (https://jfly.uni-koeln.de/color/), of Tol's, or a grey: told apart with any colour vision
+ROWS = {
+    "descent-fast": ("#ddcc77", "h"),
+    "greedy": ("#332288", "D"),
+    "convexadam": ("#117733", "H"),
+    "caml-refined": ("#8b2500", "*"),  # the proposed one's, darker
 }
-METHOD_MARKERS = dict(zip(METHOD_COLOURS, "Xsd^v<>Po*", strict=True))
+_OWN = {name: (told.colour, told.marker) for name, told in registry.built_in_facts().items() if told.colour}
+METHOD_COLOURS = {name: colour for name, (colour, _) in {**_OWN, **ROWS}.items()}
+METHOD_MARKERS = {name: marker for name, (_, marker) in {**_OWN, **ROWS}.items() if marker}
 # Tol's muted and vibrant schemes (https://sronpersonalpages.nl/~pault/), without what is close to the colours above
-OTHER_COLOURS = ("#882255", "#332288", "#999933", "#117733", "#aa4499", "#661100", "#6699cc", "#44aa99", "#555555")
-OTHER_MARKERS = "phH8D"
+TOL_COLOURS = ("#882255", "#332288", "#999933", "#117733", "#aa4499", "#661100", "#6699cc", "#44aa99", "#555555")
+OTHER_COLOURS = tuple(colour for colour in TOL_COLOURS if colour not in METHOD_COLOURS.values())
+OTHER_MARKERS = "+x1"
 
 PAGE_WIDTH = 7.2  # inches: two columns of a journal
 COLUMN_WIDTH = 3.5
@@ -68,7 +67,11 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
     """
     methods = list(dict.fromkeys(methods))
     colours = {method: METHOD_COLOURS[method] for method in methods if method in METHOD_COLOURS}
-    free = list(OTHER_COLOURS)
+    for method in sorted(set(methods) - set(colours)):  # what a package's method or network names as its own
+        own = registry.colour(method)
+        if own is not None and own not in [*METHOD_COLOURS.values(), *colours.values()]:
+            colours[method] = own
+    free = [colour for colour in OTHER_COLOURS if colour not in colours.values()]
     for method in sorted(set(methods) - set(colours)):
         if free:
             wish = OTHER_COLOURS[zlib.crc32(method.encode()) % len(OTHER_COLOURS)]
@@ -82,7 +85,13 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 def method_markers(methods: Iterable[str]) -> dict[str, str]:
     """Return a marker for each method, a second way beside the colour to tell them apart."""
     others = [method for method in sorted(set(methods)) if method not in METHOD_MARKERS]
-    return {**METHOD_MARKERS, **{method: OTHER_MARKERS[i % len(OTHER_MARKERS)] for i, method in enumerate(others)}}
+    own = {method: registry.marker(method) for method in others}
+    assigned = (method for method in others if not own[method])
+    return {
+        **METHOD_MARKERS,
+        **{method: marker for method, marker in own.items() if marker},
+        **{method: OTHER_MARKERS[i % len(OTHER_MARKERS)] for i, method in enumerate(assigned)},
+    }
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from dmir.report.columns import score_name
 from dmir.report.layout import Mark, Sheet, lay_out
+from dmir.report.names import method_name
 from dmir.report.origin import Origin, write_sidecar
 from dmir.volumes import atomic_path
 
@@ -240,6 +241,18 @@ def format_for_terminal(table: pd.DataFrame) -> str:
         blocks.append(f"{title}\n{body}")
     legend = "* best of the column (ties share it; Affine only is the starting point and not ranked)"
     return "\n\n".join([*blocks, legend]) + "\n"
+
+
+def format_statistics(table: pd.DataFrame, reference: str, score: str = "dice") -> str:
+    """Return what a table of statistics says of one score as compact plain text: a block a cohort."""
+    blocks = []
+    shown = ["method", "subjects", "mean", "mean_low", "mean_high", "difference", "difference_low", "difference_high"]
+    for cohort, part in table[table["score"] == score].groupby("cohort", sort=False):
+        sheet = lay_out(part[[*shown, "p", "p_holm"]], short=True)
+        title = f"{cohort}: {score_name(score, str(part['labels'].iloc[0]))} over subjects, difference from "
+        title += f"{method_name(reference, short=True)} (Wilcoxon, Holm)"
+        blocks.append(f"{title}\n{_plain(sheet.headers, sheet.cells, sheet.numeric)}")
+    return "\n\n".join(blocks) + "\n"
 
 
 def _plain(headers: list[str], cells: list[list[str]], numeric: list[bool]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from dmir.errors import InputError
 from dmir.training.data import Scan
 from dmir.training.devices import ON_THE_CPU, GpuUnusable, choose_devices, device_name, gpu_failures_told, set_threads
 from dmir.training.loggers import HistoryLogger
+from dmir.training.objective import NoNetwork
 from dmir.training.pack import Pack
 from dmir.training.ranks import followers
 from dmir.training.resume import ResumeFile, TrainingState, fingerprint, writing
@@ -163,7 +165,7 @@ def train(
         processes or len(targets),
         method,
     )
-    with gpu_failures_told(partial(_how_to_go_on, resume)), session.running():
+    with gpu_failures_told(partial(_how_to_go_on, resume)), _named(method, name), session.running():
         bank, built, state = session.prepare()
         _require_same_kind_of_device(session, state)
         if state.step < chosen.steps:  # else it was killed between its last step and the writing of its results
@@ -197,6 +199,16 @@ def follow(job: Mapping[str, Any], rank: int) -> None:
     with gpu_failures_told(partial(_how_to_go_on, session.resume)), session.running():
         bank, built, state = session.prepare()
         session.fit(built, bank, state, None)
+
+
+@contextlib.contextmanager
+def _named(method: str, network: str) -> Iterator[None]:
+    """Say of a class that is no network which method it is."""
+    try:
+        yield
+    except NoNetwork as error:
+        where = f"settings.{method}, {network}" if method else network
+        raise InputError(where, found=error.found, expected=error.expected, remedy=error.remedy) from None
 
 
 def _how_to_go_on(resume: ResumeFile) -> str:

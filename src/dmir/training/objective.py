@@ -8,12 +8,19 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
 from dmir import losses
+from dmir.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+class NoNetwork(InputError):
+    """A class that does not do what a network does."""
+
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -77,11 +84,44 @@ def displacement_of(
     -------
     torch.Tensor
         (B, 3, D, H, W) in voxels.
+
+    Raises
+    ------
+    NoNetwork
+        What comes out is no field of this pair, or the images were written to.
     """
+    before = _written(moving, fixed)
     bfloat16 = precision == "bf16" and has_bfloat16(moving.device.type)
     with torch.autocast(device_type=moving.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         displacement = network(moving, fixed)
+    _require_field(displacement, moving)
+    if _written(moving, fixed) != before:
+        raise NoNetwork(
+            "the network",
+            found="one that changes the images that it is given",
+            expected="one that leaves them as they are: they belong to other pairs too",
+            remedy="Work on copies of them, or not in place.",
+        )
     return displacement.float()
+
+
+def _written(*images: torch.Tensor) -> tuple[int, ...]:
+    """Return how often each image was written to, as torch counts it."""
+    return tuple(0 if image.is_inference() else image._version for image in images)
+
+
+def _require_field(displacement: Any, moving: torch.Tensor) -> None:
+    """Raise NoNetwork for what is no displacement of a pair: another kind of thing, another shape, whole numbers."""
+    expected = (moving.shape[0], 3, *moving.shape[2:])
+    if not isinstance(displacement, torch.Tensor):
+        found = type(displacement).__name__
+    elif tuple(displacement.shape) != expected:
+        found = f"a field of the shape {tuple(displacement.shape)}"
+    elif displacement.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        found = f"a field of {displacement.dtype}"
+    else:
+        return
+    raise NoNetwork("the network", found=found, expected=f"a float32 tensor {expected}, the displacement in voxels")
 
 
 @cache

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import dmir
-from dmir import networks
+from dmir import networks, registry
 from dmir.errors import InputError, damaged
 from dmir.volumes import MAXIMUM_VOXELS, Grid, atomic_path
 
@@ -107,6 +107,13 @@ def load_weights(
     path = Path(path)
     metadata, tensors = _read(path)
     _require(path, metadata, expected or {})
+    if registry.names_a_file(metadata["network"]) and "network" not in (expected or {}):
+        raise InputError(
+            path,
+            found=f"weights of a network in a file, {metadata['network']}",
+            expected="those of a network that is built in or installed: a file of weights never names code to run",
+            remedy="Use them by the configuration that names the file, or install the network as a package.",
+        )
     _require_fit(path, _build(path, metadata, "meta"), tensors, metadata)
     network = _build(path, metadata, "cpu")
     network.load_state_dict(tensors)

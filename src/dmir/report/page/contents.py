@@ -14,76 +14,16 @@ from typing import Any
 from urllib.parse import quote
 
 from dmir.report.origin import KINDS
+from dmir.report.products import products
 
 VECTOR_BYTES = 400_000  # a vector figure above this is slower to draw than its pixels
 FIGURES_BYTES = 16_000_000  # of all figures inside the page; what comes after is linked only
 WIDE = 1.9  # times its height: a figure that is not readable on half the page
 
-TABLE_KINDS = {
-    "comparison": "Comparison of the methods",
-    "statistics": "Tests and intervals",
-    "topology": "Topology of the warped labels",
-    "cross_cohort": "Cohorts unseen in training",
-    "dice_by_structure": "Dice by structure",
-    "ablation": "Ablation",
-    "lambda_study": "Weight of the regularisation",
-    "trainings": "Trainings",
-    "preprocessing": "Preprocessing",
-    "failures": "Registrations that failed",
-    "published": "Published figures",
-    "structures": "Structures",
-}
-# title and caption
+# what the names of files begin with -> title, and of figures the caption as well
+TABLE_KINDS = {kind: title for table in products("tables") for kind, title in table.titles.items()}
 FIGURE_KINDS = {
-    "dice_by_structure": (
-        "Dice by structure",
-        "Left and right are averaged; the best-aligned structures come first. Boxes are quartiles over pairs with the "
-        "median, whiskers reach to 1.5 interquartile ranges, dots lie beyond.",
-    ),
-    "critical_difference": (
-        "Mean ranks",
-        "Mean ranks of the methods by Dice over subjects; 1 is best. Bars join methods that do not differ at the 0.05 "
-        "level (Nemenyi's critical difference, or Friedman's test finds none). Affine alignment is not ranked.",
-    ),
-    "dice_against_time": (
-        "Dice against time",
-        "Mean Dice with its standard deviation over pairs, against the median seconds a pair. The notes of the "
-        "comparison table name the devices.",
-    ),
-    "dice_against_folding": (
-        "Dice against folding",
-        "Mean Dice against the share of voxels whose Jacobian determinant is not positive (forward differences). "
-        "Methods without any fold stand side by side in the grey band.",
-    ),
-    "dice_against_age": (
-        "Dice against age",
-        "Dice of each test subject against its age: whether a method fares worse where brains differ more from the "
-        "fixed scan.",
-    ),
-    "qualitative": (
-        "One pair, every method",
-        "Above, before deformable registration. Below, for each method: the warped moving image, the deformed grid and "
-        "the Jacobian determinant (red: the moving image is larger there, blue: smaller, yellow: folded); in one plane "
-        "alone also the length of the displacement, the difference from the fixed image and, where the truth is "
-        "known, the endpoint error. Colour scales are shared.",
-    ),
-    "contours": (
-        "Structures before and after",
-        "Surfaces of some structures in three dimensions: those of the fixed scan with those of the moving scan before "
-        "registration and after it by each method.",
-    ),
-    "training_curves": (
-        "Training",
-        "Loss over training steps, and Dice on the validation scans, on which the kept weights are chosen.",
-    ),
-    "ablation": (
-        "Ablation",
-        "The proposed network with its components switched on and off, all else equal.",
-    ),
-    "lambda_study": (
-        "Weight of the regularisation",
-        "Dice and folding against λ, the weight of the regularisation in the loss.",
-    ),
+    kind: (title, str(figure.caption)) for figure in products("figures") for kind, title in figure.titles.items()
 }
 
 

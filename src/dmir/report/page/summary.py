@@ -15,6 +15,7 @@ from dmir.report.layout import rounded
 from dmir.report.names import METHOD_NAMES, REFERENCE_METHODS, method_name
 from dmir.report.notes import LEVEL
 from dmir.report.style import method_colours
+from dmir.tables import read_table
 
 DICE, FOLDING, SECONDS = "dice", "nonpositive_jacobian_forward", "seconds"
 SPLITS = ("train", "val", "test", "atlas")
@@ -130,7 +131,7 @@ def read_comparison(results: Path) -> pd.DataFrame | None:
     path = results / "tables" / "comparison.csv"
     if not path.is_file():
         return None
-    table = pd.read_csv(path, dtype={"cohort": str, "method": str})
+    table = read_table(path)
     return table if set(NEEDED) <= set(table.columns) else None
 
 
@@ -139,7 +140,7 @@ def _read_tests(results: Path, cohort: str, labels: str) -> pd.DataFrame:
     path = results / "tables" / f"statistics_{cohort}.csv"
     if not path.is_file():
         return pd.DataFrame()
-    table = pd.read_csv(path, dtype={"cohort": str, "method": str})
+    table = read_table(path)
     if not {"score", "method", "mean"} <= set(table.columns):
         return pd.DataFrame()
     chosen = table[table["score"] == DICE]
@@ -223,9 +224,9 @@ def _facts(results: Path, configuration: Mapping[str, Any], cohort: str, table: 
     path = results / "cohorts" / cohort / "scans.csv"
     scans, splits = "unknown", f"no cohorts/{cohort}/scans.csv"
     if path.is_file():
-        listing = pd.read_csv(path, dtype=str)
+        listing = read_table(path, text=True)
         scans = str(len(listing))
-        counts = dict(listing["split"].fillna("unused").value_counts(sort=False)) if "split" in listing else {}
+        counts = dict(listing["split"].replace("", "unused").value_counts(sort=False)) if "split" in listing else {}
         order = [*(split for split in SPLITS if split in counts), *(split for split in counts if split not in SPLITS)]
         splits = ", ".join(f"{counts[split]} {split}" for split in order)
     rows = None if table is None else table[table["cohort"] == cohort]

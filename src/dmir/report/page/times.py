@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dmir.report.names import method_name
+from dmir.report.products import PRODUCTS
 
 # data flow; rules that are not named follow in alphabetical order
 RULES = (
     "make_scan", "simulate_scan", "list_scans", "preprocess_scan", "preprocess_simulated_scan", "gather_quality",
-    "contact_sheet", "pack_scans", "train", "register_classical", "register_network", "score_shard", "save_example",
-    "gather_scores", "gather_study_scores", "provenance", "study_provenance", "statistics_table", "comparison_table",
-    "topology_table", "failures_table", "published_table", "cross_cohort_table", "preprocessing_table",
-    "structure_table", "dice_by_structure_table", "training_table", "study_table", "dice_by_structure",
-    "critical_difference", "dice_against_age", "dice_against_time", "dice_against_folding", "training_curves",
-    "qualitative", "contours", "ablation_figure", "lambda_figure",
+    "contact_sheet", "pack_scans", "train", "register_classical", "register_descent", "register_network",
+    "score_shard", "save_example",
+    "gather_scores", "gather_study_scores", "provenance", "study_provenance",
+    *(product.name for product in PRODUCTS),
 )  # fmt: skip
 OWN_RULE = "report_page"  # its file is of an earlier page
 

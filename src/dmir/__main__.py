@@ -1,0 +1,7 @@
+"""``python -m dmir`` is ``dmir``."""
+
+import sys
+
+from dmir.cli import main
+
+sys.exit(main())

@@ -1,0 +1,245 @@
+"""A matching pyramid: from coarse to fine, each fixed token looks for itself among a few moving ones.
+
+Beyond the paper. ``docs/pyramid.md`` tells whose ideas its parts are, which are ours, and what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dmir.errors import InputError
+from dmir.fields import compose, resize_displacement, warp
+from dmir.networks.blocks import (
+    ResidualBlock,
+    fastest_layout,
+    require_levels,
+    require_pair,
+    to_tokens,
+    to_volume,
+)
+from dmir.networks.caml import CascadeAttention
+from dmir.networks.matching import expected_offset
+
+SLOPE = 0.1  # of LeakyReLU below zero
+EPSILON = 1e-8  # of the variances: far below that of any image, so that contrast does not count
+SHARPNESS = 2.0  # logarithm of the softmax's factor at the start
+
+
+class NormalisedConvolution(nn.Module):
+    """Convolution 3x3x3, instance normalisation (no grey value is absolute), LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        # no bias: the normalisation would take it away again
+        self.convolution = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, D, H, W) -> (B, out_channels, D', H', W')."""
+        volume = self.convolution(volume)
+        # a group a channel is an instance normalisation, which torch refuses for a single voxel
+        volume = torch.group_norm(volume, volume.shape[1], eps=EPSILON)
+        return F.leaky_relu(volume, SLOPE, inplace=True)
+
+
+class Level(nn.Module):
+    """A level of the pyramid: its tokens, what they are matched with, and the displacement that comes of it.
+
+    Parameters
+    ----------
+    channels
+        Of the encoder at this level.
+    finer
+        Of the finer level, for matching across levels; None: only at the level itself.
+    heads, head_channels, radius
+        See :class:`Pyramid`.
+    rbsc
+        The features come to the level through a residual block.
+    carsc
+        The level matches twice; the second time the fixed tokens know, through a residual block and a gate, what the
+        first one found.
+    """
+
+    def __init__(
+        self, channels: int, finer: int | None, heads: int, head_channels: int, radius: int, rbsc: bool, carsc: bool
+    ) -> None:
+        super().__init__()
+        width = heads * head_channels
+        self.radius = radius
+        self.skip = ResidualBlock(channels) if rbsc else nn.Identity()
+        self.tokens = nn.Conv3d(channels, width, 3, padding=1)
+        self.finer_tokens = None if finer is None else nn.Conv3d(finer, width, 1)
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
+        self.mixing = _mean_of_heads(heads if finer is None else 2 * heads)
+        self.second = SecondPass(self.mixing.in_channels, width if finer is None else 2 * width) if carsc else None
+
+    def forward(self, features: torch.Tensor, finer: torch.Tensor, displacement: torch.Tensor | None) -> torch.Tensor:
+        """Match a level and add what comes of it to the field so far.
+
+        Parameters
+        ----------
+        features
+            (2B, channels, D, H, W), moving images first.
+        finer
+            The finer level's, which has twice the voxels along each axis, or as many.
+        displacement
+            (B, 3, D, H, W) in voxels of this level; None at the coarsest.
+        """
+        tokens = self.tokens(self.skip(features))
+        if self.finer_tokens is not None:
+            tokens = torch.cat([tokens, self.finer_tokens(_pooled(finer, tokens.shape[2:]))], dim=1)
+        moving, fixed = tokens.contiguous().chunk(2)
+        return self._matched(moving, fixed, displacement)
+
+    def _matched(self, moving: torch.Tensor, fixed: torch.Tensor, displacement: torch.Tensor | None) -> torch.Tensor:
+        """Match tokens (B, width, D, H, W), and once more if the level has a second pass; compose with the field."""
+        offsets = self._offsets(moving, fixed, displacement)
+        found = self._added(displacement, self.mixing(offsets))
+        if self.second is None:
+            return found
+        fixed = self.second(fixed, offsets)
+        return self._added(found, self.mixing(self._offsets(moving, fixed, found)))
+
+    def _offsets(self, moving: torch.Tensor, fixed: torch.Tensor, displacement: torch.Tensor | None) -> torch.Tensor:
+        """Return the expected offset of each head, (B, 3 heads, D, H, W)."""
+        if displacement is not None:
+            moving = warp(moving, displacement, padding="border")
+        heads = self.mixing.in_channels // 3
+        one, other = (F.normalize(t.unflatten(1, (heads, -1)), dim=2) for t in (fixed, moving))
+        return expected_offset(one, other, self.sharpness.exp(), self.radius).flatten(1, 2)
+
+    @staticmethod
+    def _added(displacement: torch.Tensor | None, update: torch.Tensor) -> torch.Tensor:
+        return update if displacement is None else compose(displacement, update)
+
+
+class SecondPass(nn.Module):
+    """What a level's first match tells the fixed tokens of its second one, as a stage tells the next in the cascade."""
+
+    def __init__(self, offsets: int, width: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv3d(offsets, width, 1)
+        self.attention = CascadeAttention(width)
+
+    def forward(self, tokens: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """(B, width, D, H, W) and (B, offsets, D, H, W) -> (B, width, D, H, W)."""
+        told = self.attention(to_tokens(tokens), to_tokens(self.widen(offsets)))
+        return to_volume(told).contiguous()
+
+
+class Pyramid(nn.Module):
+    """A matching pyramid, with the three parts of the proposed network as switches.
+
+    Both images pass through one encoder. From the coarsest level on, the moving image's tokens are warped by the field
+    so far, each fixed token is matched with those round it (:func:`~dmir.networks.matching.expected_offset`, by cosine
+    similarity), the heads' offsets are mixed and composed with the field.
+
+    Parameters
+    ----------
+    shape
+        Grid (D, H, W) it is meant for; any other works too.
+    caml
+        Matching across levels: as many heads again match features of the next finer level, pooled.
+    rbsc
+        Features come to their level's tokens through a residual block.
+    carsc
+        Each level matches twice, the second time after warping by what the first one found, which a gate lets the
+        tokens know.
+    channels
+        Of the encoder, from its finest level to its coarsest.
+    heads
+        Of the matching, one number a level of ``channels``.
+    head_channels
+        Of each head's tokens.
+    radius
+        Of the neighbourhood: 1 is 27 neighbours, 2 is 125.
+    field_downsampling
+        1: the finest level, of the encoder and of the field, is at full resolution. 2: at half.
+
+    Raises
+    ------
+    InputError
+        The hyperparameters make no network.
+    """
+
+    TITLE = "Matching pyramid"
+    PAPER = "beyond the paper, docs/pyramid.md"
+    COLOUR, MARKER = "#5b3df4", "8"
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        caml: bool = False,
+        rbsc: bool = False,
+        carsc: bool = False,
+        channels: Sequence[int] = (16, 32, 48, 64),
+        heads: Sequence[int] = (1, 2, 4, 8),
+        head_channels: int = 6,
+        radius: int = 1,
+        field_downsampling: int = 2,
+    ) -> None:
+        super().__init__()
+        _check(channels, heads, head_channels, radius, field_downsampling)
+        widths = [1, *channels]
+        strides = [field_downsampling, *(2 for _ in channels[1:])]
+        self.encoder = nn.ModuleList(
+            nn.Sequential(NormalisedConvolution(before, width, stride), NormalisedConvolution(width, width))
+            for before, width, stride in zip(widths, channels, strides, strict=False)
+        )
+        # the finest level has the images themselves beyond it
+        self.levels = nn.ModuleList(
+            Level(width, finer if caml else None, number, head_channels, radius, rbsc, carsc)
+            for width, finer, number in zip(channels, widths, heads, strict=False)
+        )
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """Return the displacement (B, 3, D, H, W), float32, in voxels, of two images (B, 1, D, H, W)."""
+        require_pair(moving, fixed)
+        # never in bfloat16: a sharp softmax would make displacements of what is rounded off
+        with torch.autocast(moving.device.type, enabled=False):
+            return self._displacement(moving, fixed)
+
+    def _displacement(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        volume = fastest_layout(torch.cat([moving, fixed]))
+        features = [volume]
+        for encode in self.encoder:
+            volume = encode(volume)
+            features.append(volume)
+        displacement = None
+        for level, own, finer in reversed(list(zip(self.levels, features[1:], features[:-1], strict=True))):
+            if displacement is not None:
+                displacement = resize_displacement(displacement, (own.shape[2], own.shape[3], own.shape[4]))
+            displacement = level(own, finer, displacement)
+        assert displacement is not None
+        return resize_displacement(displacement, (moving.shape[2], moving.shape[3], moving.shape[4]))
+
+
+def _pooled(finer: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Bring a finer level to a grid that halves it, n voxels to ceil(n / 2), or is its own."""
+    return finer if finer.shape[2:] == tuple(grid) else F.max_pool3d(finer, 2, ceil_mode=True)
+
+
+def _mean_of_heads(heads: int) -> nn.Conv3d:
+    """Return a convolution 3x3x3 of the offsets (3 a head) that starts as nearly the mean over the heads."""
+    mixing = nn.Conv3d(3 * heads, 3, 3, padding=1)
+    assert mixing.bias is not None
+    nn.init.normal_(mixing.weight, std=1e-3)
+    nn.init.zeros_(mixing.bias)
+    with torch.no_grad():
+        for axis in range(3):
+            mixing.weight[axis, axis::3, 1, 1, 1] += 1 / heads
+    return mixing
+
+
+def _check(
+    channels: Sequence[int], heads: Sequence[int], head_channels: int, radius: int, field_downsampling: int
+) -> None:
+    require_levels(channels=channels, heads=heads)
+    if head_channels < 1 or radius < 1:
+        raise InputError("head_channels, radius", found=f"{head_channels}, {radius}", expected="at least 1 each")
+    if field_downsampling not in (1, 2):
+        raise InputError("field_downsampling", found=str(field_downsampling), expected="1 or 2")

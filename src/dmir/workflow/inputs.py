@@ -1,0 +1,213 @@
+"""The files that jobs read, where the names of what they make do not say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dmir.structures import structures_folder
+from dmir.workflow.facts import FOR_TRAINING, Facts, Wildcards, study_of
+
+VOLUMES = ("image", "labels", "mask", "truth")
+OF_REFERENCE = ("image.nii.gz", "labels.nii.gz", "affine.mat", "quality.json")
+
+
+class Inputs(Facts):
+    """The inputs of the rules, each a function of a job's wildcards."""
+
+    # --- cohort and preprocess ---
+
+    def original_of_scan(self, wildcards: Wildcards) -> dict[str, str]:
+        """Return the file that a scan is made from, where there is one."""
+        original = self.rows[wildcards.cohort][wildcards.scan]["made_from"]
+        return {"original": original} if original else {}
+
+    def files_of_cohort(self, wildcards: Wildcards) -> list[str]:
+        """Return every file of a cohort."""
+        table = self.scans[wildcards.cohort]
+        return [path for key in VOLUMES for path in table[key] if path]
+
+    def files_of_scan(self, wildcards: Wildcards) -> dict[str, str]:
+        """Return the files of one scan as its cohort gives them; an absent label map or mask is left out."""
+        row = self.rows[wildcards.cohort][wildcards.scan]
+        return {key: row[key] for key in VOLUMES if row[key]}
+
+    def reference_of_scan(self, wildcards: Wildcards) -> dict[str, list[str]]:
+        """Return the preprocessed scan that a scan is aligned to; none for that scan itself."""
+        cohort = wildcards.cohort
+        reference = self.references[cohort]
+        if wildcards.scan == reference:
+            return {}
+        return {"reference": [self.paths.preprocessed(file, cohort, reference) for file in OF_REFERENCE]}
+
+    def preprocessed_of(self, file: str, cohort: str, scans: Iterable[str]) -> list[str]:
+        """Return one preprocessed file of each of some scans."""
+        return [self.paths.preprocessed(file, cohort, scan) for scan in scans]
+
+    def quality_files(self, wildcards: Wildcards) -> list[str]:
+        """Return the quality of every scan of a cohort."""
+        return self.preprocessed_of("quality.json", wildcards.cohort, self.rows[wildcards.cohort])
+
+    def preprocessed_images(self, wildcards: Wildcards) -> list[str]:
+        """Return every preprocessed image of a cohort."""
+        return self.preprocessed_of("image.nii.gz", wildcards.cohort, self.rows[wildcards.cohort])
+
+    # --- train ---
+
+    def training_images(self, wildcards: Wildcards) -> list[str]:
+        """Return the images that trainings learn from, choose on and align to."""
+        return self._for_training(wildcards, "image.nii.gz")
+
+    def training_labels(self, wildcards: Wildcards) -> list[str]:
+        """Return the label maps of the same scans."""
+        return self._for_training(wildcards, "labels.nii.gz")
+
+    def quality_for_training(self, wildcards: Wildcards) -> list[str]:
+        """Return the quality of a training's scans, where it decides whether they are used."""
+        return self._for_training(wildcards, "quality.json") if self.leaves_out_flagged(wildcards.cohort) else []
+
+    def _for_training(self, wildcards: Wildcards, file: str) -> list[str]:
+        return self.preprocessed_of(file, wildcards.cohort, self.scans_of(wildcards.cohort, *FOR_TRAINING))
+
+    def of_every_model(self, cohort: str, file: str, networks: Iterable[str] | None = None) -> list[str]:
+        """Return one file of every model that a cohort trained: of the networks that are compared, or of some."""
+        runs = self.runs(self.networks if networks is None else networks)
+        return [self.paths.model(file, cohort, *run.split("/")) for run in runs]
+
+    # --- register ---
+
+    def images_of_shard(self, wildcards: Wildcards) -> list[str]:
+        """Return the images of a shard's scans."""
+        return self.preprocessed_of("image.nii.gz", wildcards.cohort, self.scans_of_shard(wildcards))
+
+    def labels_of_shard(self, wildcards: Wildcards) -> list[str]:
+        """Return the label maps of a shard's scans."""
+        return self.preprocessed_of("labels.nii.gz", wildcards.cohort, self.scans_of_shard(wildcards))
+
+    def quality_of_shard(self, wildcards: Wildcards) -> list[str]:
+        """Return the quality of a shard's scans, where it decides whether they are used."""
+        if not self.leaves_out_flagged(wildcards.cohort):
+            return []
+        return self.preprocessed_of("quality.json", wildcards.cohort, self.scans_of_shard(wildcards))
+
+    def weights_of_method(self, wildcards: Wildcards) -> str:
+        """Return the weights that a network, or its refinement, registers with."""
+        owner = self.weights_owner(wildcards.method)
+        return self.paths.model("model.safetensors", self.configuration.train_on, owner, wildcards.model)
+
+    def turn_of_shard(self, wildcards: Wildcards) -> str | None:
+        """Return what a registration waits for: what was made last of the fields that have its place on the disk."""
+        before = self.registration_turns.get(run_of(wildcards))
+        if before is None:
+            return None
+        return self.paths.shard_read(before) if self.examples_of_run(before) else self._last_scores(before)
+
+    def _last_scores(self, run: str) -> str:
+        return self.paths.scores_of_shard("pairs", run)
+
+    def records_of_comparison(self) -> list[str]:
+        """Return the records of every registration job of the methods that are compared."""
+        return [self.paths.records(*run.split("/")) for run in self.shard_runs(self.configuration.methods)]
+
+    # --- evaluate ---
+
+    def truths_of(self, cohort: str, scans: Iterable[str]) -> list[str]:
+        """Return the true fields of scans, where the cohort is simulated; its reference is the truth's own space."""
+        if cohort not in self.simulated:
+            return []
+        return self.preprocessed_of("truth.nii.gz", cohort, (s for s in scans if self.rows[cohort][s]["truth"]))
+
+    def truths_of_shard(self, wildcards: Wildcards) -> list[str]:
+        """Return the true fields of a shard's scans."""
+        return self.truths_of(wildcards.cohort, self.scans_of_shard(wildcards))
+
+    def fields_of_pair(self, wildcards: Wildcards) -> str:
+        """Return the folder of fields that holds a pair."""
+        cohort, method = wildcards.cohort, wildcards.method
+        shard = self.shard_of_pair(cohort, method)[wildcards.moving, wildcards.fixed]
+        return self.paths.fields(cohort, method, wildcards.model, shard)
+
+    def readers_of_shard(self, wildcards: Wildcards) -> list[str]:
+        """Return what is made from the fields of a shard: they are gone when all of it is there."""
+        run = run_of(wildcards)
+        return [self._last_scores(run), *self.examples_of_run(run)]
+
+    def examples_of_run(self, run: str) -> list[str]:
+        """Return the examples that are saved from the fields of a shard."""
+        cohort, method, model, shard = run.split("/")
+        if method not in self.configuration.methods or model != self.models_of(method)[0]:
+            return []
+        shard_of = self.shard_of_pair(cohort, method)
+        pairs = (pair for pair in self.example_pairs(cohort) if shard_of[pair] == shard)
+        return [self.paths.example(cohort, method, model, *pair) for pair in pairs]
+
+    def structure_scores(self, wildcards: Wildcards) -> list[str]:
+        """Return the scores of every shard by structure: of one study's methods, or of all that are compared."""
+        return self._scores(wildcards, "structures")
+
+    def pair_scores(self, wildcards: Wildcards) -> list[str]:
+        """Return the scores of every shard by pair."""
+        return self._scores(wildcards, "pairs")
+
+    def _scores(self, wildcards: Wildcards, kind: str) -> list[str]:
+        return [self.paths.scores_of_shard(kind, run) for run in self.shard_runs(self.scored_methods(wildcards))]
+
+    # --- report ---
+
+    def weights_of_scores(self, wildcards: Wildcards) -> list[str]:
+        """Return the weights of every model that scored: of the methods that are compared, or of a study's."""
+        networks = self.scored_networks(wildcards)
+        return self.of_every_model(self.configuration.train_on, "model.safetensors", networks)
+
+    def histories(self, wildcards: Wildcards) -> list[str]:
+        """Return the history of every training of a cohort."""
+        return self.of_every_model(wildcards.cohort, "history.csv")
+
+    def summaries(self, wildcards: Wildcards) -> list[str]:
+        """Return what was measured while each model was trained: a cohort's, or a study's."""
+        study = study_of(wildcards)
+        if study is None:
+            return self.of_every_model(wildcards.cohort, "training.json")
+        return self.of_every_model(self.configuration.train_on, "training.json", self.methods_of_study(study))
+
+    def structure_set_file(self, wildcards: Wildcards) -> str:
+        """Return the table of the structures that a cohort is scored on."""
+        return str(structures_folder() / f"{self.configuration.cohorts[wildcards.cohort].structures}.csv")
+
+    def truths_of_pair(self, wildcards: Wildcards) -> list[str]:
+        """Return the true fields of a pair's two scans, where the cohort is simulated."""
+        return self.truths_of(wildcards.cohort, [wildcards.moving, wildcards.fixed])
+
+    def examples(self, wildcards: Wildcards) -> list[str]:
+        """Return the saved example of every method for one pair; of several seeds, the first."""
+        return self.examples_of_pair(wildcards.cohort, wildcards.moving, wildcards.fixed)
+
+    def examples_of_pair(self, cohort: str, moving: str, fixed: str) -> list[str]:
+        """Return the same by the names of a pair."""
+        return [
+            self.paths.example(cohort, method, self.models_of(method)[0], moving, fixed)
+            for method in self.configuration.methods
+        ]
+
+    def examples_of_page(self) -> list[str]:
+        """Return what the report's viewer shows of every method, one file a pair and method."""
+        return [path for pair in self.pairs_of_page() for path in self.examples_of_pair(*pair)]
+
+    def volumes_of_page(self) -> list[str]:
+        """Return the images and label maps of the pairs that the report shows."""
+        return [
+            self.paths.preprocessed(file, cohort, scan)
+            for cohort, moving, fixed in self.pairs_of_page()
+            for scan in (moving, fixed)
+            for file in ("image.nii.gz", "labels.nii.gz")
+        ]
+
+    def users_files(self) -> list[str]:
+        """Return the files of all scans that no job makes."""
+        own = [name for name in self.cohorts if name not in self.made]
+        kinds = ("image", "labels", "mask")
+        return [row[key] for name in own for row in self.rows[name].values() for key in kinds if row[key]]
+
+
+def run_of(wildcards: Wildcards) -> str:
+    """Return ``cohort/method/model/shard`` of a job."""
+    return f"{wildcards.cohort}/{wildcards.method}/{wildcards.model}/{wildcards.shard}"
