@@ -47,12 +47,7 @@ rule preprocess_all:
 
 rule train_all:
     input:
-        collect(
-            paths.model("model.safetensors"),
-            cohort=configuration.train_on,
-            method=run.networks,
-            model=run.models,
-        ),
+        run.of_every_model(configuration.train_on, "model.safetensors"),
     localrule: True
 
 

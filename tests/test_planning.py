@@ -17,6 +17,7 @@ from dmir.planning.jobs import cohort_size, used_cohorts
 from dmir.planning.plan import Plan, Stage
 from dmir.planning.writing import describe
 from dmir.training.cost import Cost
+from dmir.workflow import Run
 
 ROOT = Path(__file__).parents[1]
 SPEED = DeviceSpeed("a device", {"float32": 1.0, "tf32": 1.0, "bf16": 2.0}, bandwidth=10.0)
@@ -195,6 +196,22 @@ def test_the_command_prints_table_totals_and_notes(small, fast, capsys, tmp_path
     assert "GPU: none at hand; the GPU's columns are lower bounds" in printed
     assert "networks on 2 such cards: at least" in printed
     assert list(pd.read_csv(out)["stage"].unique()) == ["preprocess", "train", "register", "score"]
+
+
+def test_a_network_has_its_own_seeds(small, fast, capsys):
+    other = "voxelmorph: {seeds: [4, 5, 6, 7], network"
+    small.write_text(small.read_text().replace("voxelmorph: {network", other))
+    configuration = read_config(small)
+    assert configuration.models_of("voxelmorph") == configuration.models_of("refined") == [f"seed{n}" for n in "4567"]
+    assert cli.main(["plan", str(small), "--no-measure"]) == 0
+    # three methods once and two four times, on two shards of each cohort
+    assert "train 4, register 44, score 44" in capsys.readouterr().out
+
+
+def test_what_a_training_depends_on_are_not_its_seeds(small):
+    without = read_config(small)
+    small.write_text(small.read_text().replace("voxelmorph: {network", "voxelmorph: {seeds: [3], network"))
+    assert Run(read_config(small)).settings_as_json("voxelmorph") == Run(without).settings_as_json("voxelmorph")
 
 
 def test_json_holds_everything(small, fast, capsys):

@@ -25,7 +25,7 @@ from dmir.report.examples import Example, save_example
 from dmir.report.page import ASSETS, write_page
 from dmir.report.page import viewer as viewer_module
 from dmir.report.page.contents import proportion, read_figures, read_table, split_name
-from dmir.report.page.summary import summarise
+from dmir.report.page.summary import _with_seeds, summarise
 from dmir.report.page.surroundings import configuration_text, revision_text, versions
 from dmir.report.page.times import OWN_RULE, RULES, duration, read_times, read_trainings
 from dmir.report.page.viewer import (
@@ -343,6 +343,13 @@ ROWS = [
     ("caml", 0.70, 0, 0.0, 0.4),
 ]
 TESTS = [("affine", 0.60, -0.1, 0.01), ("syn", 0.78, 0.08, 0.01), ("voxelmorph", 0.59, -0.11, 0.02)]
+
+
+def test_seeds_that_one_network_has_for_itself_are_told():
+    settings = {"caml": {"seeds": [1, 2, 3]}, "pyramid": {"seeds": [1]}, "transmorph": {"network": {}}}
+    words = _with_seeds({"seeds": [1], "settings": settings}, ["voxelmorph", "transmorph", "pyramid", "caml"])
+    assert words == " with seed 1, Proposed with seeds 1, 2 and 3"
+    assert _with_seeds({}, ["caml"]) == ""
 
 
 def test_the_summary_says_who_is_best_by_how_much_and_how_sure(tmp_path):

@@ -122,9 +122,13 @@ class Network(MethodSettings):
     """Hyperparameters of the network, by the names of its constructor."""
     training: dict[str, Any] = {}
     """Keys of `training` that differ for this method."""
+    seeds: list[int] | None = Field(default=None, exclude=True)  # no trained model depends on what others there are
+    """One model a seed, of this network alone; none: the seeds of all."""
 
     @model_validator(mode="after")
     def _known(self) -> Network:
+        if self.seeds is not None and (problems := _unique("seeds", self.seeds)):
+            raise ValueError("; ".join(problems))
         known = hyperparameter_names(self.algorithm)
         for key in self.network:
             if key not in known:
@@ -335,7 +339,9 @@ class Config(Model):
 
     def _few_enough(self) -> None:
         rows = 2 ** len(self.ablation.switches) + len(self.lambda_study.methods) * len(self.lambda_study.values)
-        models = (len(self.methods) + rows) * len(self.seeds)
+        own = [value.get("seeds") for value in self.settings.values() if isinstance(value, dict)]
+        most = max(len(seeds) for seeds in (self.seeds, *own) if isinstance(seeds, list))
+        models = (len(self.methods) + rows) * most
         if models > MOST_MODELS:
             keys = "methods, ablation and lambda_study, for each of the seeds"
             raise ValueError(f"{keys}: found {models} models; expected at most {MOST_MODELS}")
@@ -352,7 +358,14 @@ class Config(Model):
 
     def models_of(self, method: str) -> list[str]:
         """Return the models that a method registers with: of a network and its refinement one a seed, else ``none``."""
-        return ["none"] if self.network_of(method) is None else [f"seed{seed}" for seed in self.seeds]
+        network = self.network_of(method)
+        return ["none"] if network is None else [f"seed{seed}" for seed in self.seeds_of(network)]
+
+    def seeds_of(self, network: str) -> list[int]:
+        """Return the seeds that a network is trained with: its own, or those of all."""
+        settings = self.method(network)
+        own = settings.seeds if isinstance(settings, Network) else None
+        return self.seeds if own is None else own
 
     def reference(self) -> str:
         """Return the method that all others are tested against."""

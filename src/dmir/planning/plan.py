@@ -393,13 +393,13 @@ class _Planner:
 
     def train(self) -> list[Stage]:
         """A job a network and seed."""
-        seeds, rows = len(self.configuration.seeds), []
+        rows = []
         images = (
             self.sizes[self.configuration.train_on].for_training * self.voxels * PACKED_VOXEL[self.configuration.packed]
         )
         for name, cost in self.costs.items():
             training = _network(self.configuration, name).training
-            found = self.seconds[name]
+            found, seeds = self.seconds[name], len(self.configuration.seeds_of(name))
             rows.append(
                 Stage(
                     "train",
@@ -486,7 +486,7 @@ class _Planner:
         return self._try("method", algorithm=parameters.pop("algorithm"), parameters=parameters, shape=CLASSICAL_GRID)
 
     def _learned(self, method: str, of: str, cohort: str, size: CohortSize) -> Stage:
-        cost, found, seeds = self.costs[of], self.seconds[of], len(self.configuration.seeds)
+        cost, found, seeds = self.costs[of], self.seconds[of], len(self.configuration.seeds_of(of))
         each, moved, note = found.inference, cost.inference, ""
         if method != of:  # a refinement: a descent from the network's field
             stages, grid = self.configuration.parameters(method)["stages"], self.configuration.grid

@@ -102,7 +102,7 @@ def staying_bytes(configuration: Config, sizes: Mapping[str, CohortSize]) -> dic
     made = [size for name, size in sizes.items() if configuration.cohorts[name].MADE is not None]
     simulated = [size for name, size in sizes.items() if configuration.cohorts[name].source == "simulated"]
     truths = sum(size.total for size in simulated)
-    models = len(configuration.networks()) * len(configuration.seeds)
+    models = sum(len(configuration.seeds_of(name)) for name in configuration.networks())
     scores = SCORE_ROW * score_rows(configuration, sizes) + PAIR_ROW * _scored_pairs(configuration, sizes)
     fields = sum(shard.size for shard in field_shards(configuration, configuration.methods, sizes))
     found = {

@@ -90,7 +90,6 @@ class Facts:
         self.cohorts = used_cohorts(configuration)
         self.simulated = [name for name in self.cohorts if self.source_of(name) == "simulated"]
         self.made = [name for name in self.cohorts if configuration.cohorts[name].MADE is not None]
-        self.models = [f"seed{seed}" for seed in configuration.seeds]
         self.networks = configuration.networks()
         self.studies = {name: configuration.variants(name) for name in STUDIES}
         self.method = cache(configuration.method)

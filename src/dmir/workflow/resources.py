@@ -34,7 +34,7 @@ class Resources(Parameters):
 
     def training_threads(self, cores: int | None) -> int:
         """Share the cores among the trainings that can run at once; on a cluster nobody knows how many there are."""
-        trainings = max(1, len(self.networks) * len(self.models))
+        trainings = max(1, len(self.runs(self.networks)))
         return max(1, min(MOST_TRAINING_THREADS, (cores or MOST_TRAINING_THREADS) // trainings))
 
     def classical_memory(self, wildcards: Wildcards, attempt: int) -> int:

@@ -209,15 +209,28 @@ def _run(
         sentences.append(f"Every scan lies on a grid of {shape} voxels of {spacing} mm.")
     networks = [method for method in methods if models.get(method, "none") != "none"]
     if networks and configuration.get("train_on"):
-        seeds = list(configuration.get("seeds") or [])
-        word = "seed" if len(seeds) == 1 else "seeds"
-        with_seeds = f" with {word} {listed([str(seed) for seed in seeds])}" if seeds else ""
         trained = configuration["train_on"]
-        sentences.append(f"Networks were trained on {trained}{with_seeds}.")
+        sentences.append(f"Networks were trained on {trained}{_with_seeds(configuration, networks)}.")
         unseen = [cohort for cohort in tested if cohort != trained]
         sentences += [f"No network saw a scan of {listed(unseen)} in training."] if unseen else []
     sentences.append(f"Labels are warped by {labels} interpolation for every method, unless a column names another.")
     return sentences
+
+
+def _with_seeds(configuration: Mapping[str, Any], networks: Sequence[str]) -> str:
+    """Return which seeds the networks have, and whose are others; nothing where it is not known."""
+    common = configuration.get("seeds")
+    if not common:
+        return ""
+    settings = {name: (configuration.get("settings") or {}).get(name) for name in networks}
+    own = {name: value["seeds"] for name, value in settings.items() if isinstance(value, dict) and value.get("seeds")}
+    same = [name for name, seeds in own.items() if seeds == list(common)]
+    others = "".join(f", {_name(name)} with {_seeds(seeds)}" for name, seeds in own.items() if name not in same)
+    return f" with {_seeds(common)}{others}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed([str(seed) for seed in seeds])}"
 
 
 def _facts(results: Path, configuration: Mapping[str, Any], cohort: str, table: pd.DataFrame | None) -> CohortFacts:
