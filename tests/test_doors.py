@@ -1,6 +1,7 @@
 """Three doors for somebody else's method, and what goes wrong behind each: one message, and the other pairs go on."""
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -18,13 +19,17 @@ import yaml
 from dmir import provenance, registry
 from dmir.cli import main
 from dmir.config import parse_config
-from dmir.errors import DmirError, InputError
+from dmir.errors import DmirError, InputError, StorageError
 from dmir.fields import load_field, save_field, warp
 from dmir.methods import command, fields, isolated
 from dmir.methods.isolated import register_isolated, register_pairs
 from dmir.methods.network import register_pairs as register_with_network
 from dmir.networks import build
+from dmir.report.curves import read_history
+from dmir.training.failure import failure_kept
+from dmir.training.loop import train
 from dmir.training.objective import NoNetwork, displacement_of
+from dmir.training.pack import Scan
 from dmir.training.weights import load_weights, save_weights
 from dmir.transforms import CONVENTIONS, write
 from dmir.transforms.transform import Field
@@ -231,6 +236,49 @@ def test_a_class_that_cannot_be_built_is_told(source, words, pair):
         del sys.modules[name]
     with pytest.raises(InputError, match=re.escape(words)):
         build("other.py:Net", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return field[:, :1]", "a field of the shape"),
+        ("return field * float('nan')", "is nan"),
+        ("return 1 / 0", "ZeroDiv"),
+    ],
+)
+def test_its_training_leaves_the_reason_in_the_place_of_a_model(body, words, pair, tmp_path):
+    network(body)
+    grid, settings = Grid(SHAPE, np.eye(4)), {"steps": 2, "validate_every": 1}
+    scans = [Scan("a", pair[0]), Scan("b", pair[1])]
+    kept = {"cohort": "toy", "seed": 1, "settings": settings}
+    output = tmp_path / "model"
+    with failure_kept("net.py:Net", {}, grid, output, **kept):
+        train("net.py:Net", {}, scans[:1], [], scans[1:], output=output, method="mine", device="cpu", **settings)
+    assert sorted(path.name for path in output.iterdir() if path.is_file()) == [
+        "history.csv",
+        "model.safetensors",
+        "training.json",
+    ]
+    with pytest.raises(InputError, match="no weights, because the training failed") as error:
+        load_weights(output / "model.safetensors", expected={"network": "net.py:Net"})
+    assert words in str(error.value) and words in json.loads((output / "training.json").read_text())["failed"]
+    Path("fields").mkdir()
+    pairs = [("a", pair[0], "b", pair[1])]
+    records = register_with_network(pairs, "fields", output / "model.safetensors", "cpu", expected={"network": "x"})
+    assert records["status"].tolist() == ["failed"] and words in records["reason"][0]
+    assert read_history(output / "history.csv").empty
+
+
+def test_what_is_not_the_networks_fault_ends_the_training(pair, tmp_path):
+    network("return field")
+    grid, kept = Grid(SHAPE, np.eye(4)), {"cohort": "toy", "seed": 1, "settings": {}}
+    file, disk = InputError("a.nii", found="b", expected="c"), StorageError("x", reason="full", remedy="")
+    for error in (file, disk, MemoryError()):
+        with pytest.raises(type(error)), failure_kept("net.py:Net", {}, grid, tmp_path / "model", **kept):
+            raise error
+    with pytest.raises(ZeroDivisionError), failure_kept("voxelmorph", {}, grid, tmp_path / "model", **kept):
+        raise ZeroDivisionError
+    assert not (tmp_path / "model").exists()
 
 
 # --- any program ---

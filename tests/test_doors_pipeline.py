@@ -89,6 +89,7 @@ class Mine(nn.Module):
     def forward(self, moving, fixed):
         return self.convolution(torch.cat([moving, fixed], dim=1))
 '''
+NO_NETWORK = NETWORK.replace("class Mine", "class Broken").replace("dim=1))", "dim=1))[:, :2]")
 PROGRAM = '''
 """Gives no displacement; the first time that it is called it fails."""
 import os
@@ -106,7 +107,8 @@ if not called.exists():
     sys.exit("I do not like this scan")
 np.save(field, np.zeros((*nib.load(fixed).shape, 3), np.float32))
 '''
-METHODS = ["affine", "tinynet", "nudge", "mine", "program", "theirs"]
+BROKEN = ["broken", "broken-refined"]
+METHODS = ["affine", "tinynet", "nudge", "mine", "program", "theirs", *BROKEN]
 CONFIGURATION = {
     "train_on": "simulated",
     "test_on": ["simulated"],
@@ -120,6 +122,8 @@ CONFIGURATION = {
     "settings": {
         "nudge": {"far": 0.2},
         "mine": {"algorithm": "mine.py:Mine", "network": {"width": 5}},
+        "broken": {"algorithm": "broken.py:Broken"},
+        "broken-refined": {"algorithm": "refinement", "of": "broken"},
         "program": {
             "algorithm": "command",
             "arguments": ["{python}", "program.py", "{moving}", "{fixed}", "{field}"],
@@ -151,6 +155,7 @@ def finished(package, tmp_path_factory):
     settings = {**CONFIGURATION["settings"], "program": program}
     checkout(folder, {**CONFIGURATION, "settings": settings})
     (folder / "mine.py").write_text(NETWORK)
+    (folder / "broken.py").write_text(NO_NETWORK)
     (folder / "program.py").write_text(PROGRAM)
     (folder / "theirs").mkdir()
     simulated = {**CONFIGURATION, "methods": ["affine"], "settings": {}}
@@ -172,14 +177,26 @@ def test_each_has_its_row_and_a_failed_pair_is_told(finished):
     tables = finished / "results" / "tables"
     table = pd.read_csv(tables / "comparison.csv").set_index("method")
     assert list(table.index) == METHODS
-    assert table["n"].to_dict() == {**dict.fromkeys(METHODS, 2), "program": 1}
-    assert table["failed"].to_dict() == {**dict.fromkeys(METHODS, 0), "program": 1}
-    assert (table["dice"] > 0.2).all()
+    assert table["n"].to_dict() == {**dict.fromkeys(METHODS, 2), "program": 1, **dict.fromkeys(BROKEN, 0)}
+    assert table["failed"].to_dict() == {**dict.fromkeys(METHODS, 0), "program": 1, **dict.fromkeys(BROKEN, 2)}
+    assert (table["dice"].drop(BROKEN) > 0.2).all() and table["dice"][BROKEN].isna().all()
     assert table.loc["program", "nonpositive_jacobian_forward"] == 0
     assert table.loc["theirs", "dice"] < table.loc["affine", "dice"]  # 6 mm beside it
     failures = pd.read_csv(tables / "failures.csv").astype(str)
     assert "program" in set(failures["method"])
     assert failures.to_csv().count("ended with status 1: I do not like this scan") == 1
+
+
+def test_a_class_that_is_no_network_is_a_failed_row_and_the_table_goes_on(finished):
+    words = "settings.broken, broken.py:Broken: found a field of the shape (1, 2, 32, 40, 32)"
+    failures = pd.read_csv(finished / "results/tables/failures.csv").astype(str)
+    told = failures[failures["method"].isin(BROKEN)]
+    assert len(told) and told.to_csv().count(words) == len(told)
+    trainings = finished / "results/tables/trainings_simulated.md"
+    assert f"The training of broken/seed1 failed: {words}" in trainings.read_text()
+    log = finished / "results/logs/train/simulated/broken/seed1.log"
+    assert words in log.read_text()
+    assert not list((finished / "results/models").glob("**/*.ckpt"))
 
 
 def test_seconds_and_memory_are_measured_and_what_a_program_said_is_in_the_log(finished):

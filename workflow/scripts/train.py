@@ -8,7 +8,7 @@ from dmir.job import job
 with job(snakemake.log[0], snakemake.threads):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from dmir.preprocess.quality import flagged_scans
-    from dmir.training import fingerprint, open_pack, train
+    from dmir.training import failure_kept, fingerprint, open_pack, train
 
     params, files = snakemake.params, snakemake.input
     flagged = flagged_scans(files.quality)
@@ -27,20 +27,24 @@ with job(snakemake.log[0], snakemake.threads):
         "images": Path(files.record).read_text(),
         "left out": [*flagged],
     }
-    train(
-        params.settings["algorithm"],
-        params.settings["network"],
-        scans["train"],
-        scans["val"],
-        scans["atlas"],
-        pack=pack,
-        cohort=snakemake.wildcards.cohort,
-        method=snakemake.wildcards.method,
-        output=Path(snakemake.output.weights).parent,
-        resume_folder=Path(params.resume, ".resume"),
-        resume_key=fingerprint(key),
-        threads=snakemake.threads,
-        gpus=snakemake.resources.gpu,
-        seed=int(snakemake.wildcards.model.removeprefix("seed")),
-        **params.settings["training"],
-    )
+    network, hyperparameters, settings = (params.settings[name] for name in ("algorithm", "network", "training"))
+    output, cohort = Path(snakemake.output.weights).parent, snakemake.wildcards.cohort
+    seed = int(snakemake.wildcards.model.removeprefix("seed"))
+    with failure_kept(network, hyperparameters, pack.grid, output, cohort=cohort, seed=seed, settings=settings):
+        train(
+            network,
+            hyperparameters,
+            scans["train"],
+            scans["val"],
+            scans["atlas"],
+            pack=pack,
+            cohort=cohort,
+            method=snakemake.wildcards.method,
+            output=output,
+            resume_folder=Path(params.resume, ".resume"),
+            resume_key=fingerprint(key),
+            threads=snakemake.threads,
+            gpus=snakemake.resources.gpu,
+            seed=seed,
+            **settings,
+        )

@@ -30,7 +30,7 @@ from dmir.fields import inverse_consistency, pair_field, save_field
 from dmir.methods.records import COLUMNS, MEASURED, planes_of
 from dmir.training.devices import GpuUnusable, choose_device, device_name, gpu_failures_told, peak_memory_mb
 from dmir.training.objective import arithmetic, displacement_of
-from dmir.training.weights import load_weights
+from dmir.training.weights import FAILED, load_weights, read_metadata
 from dmir.volumes import Grid, Volume, before_planes, read_image, require_same_grid
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ def register_pairs(
         GPU once, and counted with each of them. ``peak_memory_mb``: on a GPU the most that torch's allocator gave
         out during this pair (weights included); on the CPU the largest resident set of the whole process meanwhile
         (where the system cannot say that, since its start).
-        A pair that fails has the status ``"failed"``, its reason, and NaN for what was not reached.
+        A pair that fails has the status ``"failed"``, its reason, and NaN for what was not reached; where the training
+        failed, all of them.
 
     Raises
     ------
@@ -167,8 +168,15 @@ def register_pairs(
         The GPU stopped working.
     """
     target = choose_device(device)
-    network, metadata = load_expected(weights, expected or {}, target)
-    session = _Session(Path(folder), _Computer(network, target, precision, refine), metadata, warmup)
+    named = [Pair(moving, Path(a), fixed, Path(b)) for moving, a, fixed, b in pairs]
+    outcomes: Generator[_Outcome]
+    metadata = read_metadata(weights)
+    if FAILED in metadata["extra"]:
+        outcomes = (_Outcome(pair, f"the training failed: {metadata['extra'][FAILED]}") for pair in named)
+    else:
+        network, metadata = load_expected(weights, expected or {}, target)
+        session = _Session(Path(folder), _Computer(network, target, precision, refine), metadata, warmup)
+        outcomes = session.run(named, overlap=target.type == "cuda" if overlap is None else overlap)
     run_as = {
         "cohort": cohort,
         "method": metadata["network"] if method is None else method,
@@ -176,9 +184,7 @@ def register_pairs(
         "device": device_name(target),
         "threads": torch.get_num_threads(),
     }
-    named = [Pair(moving, Path(a), fixed, Path(b)) for moving, a, fixed, b in pairs]
     records = []
-    outcomes = session.run(named, overlap=target.type == "cuda" if overlap is None else overlap)
     # closed at once when anything is raised here, Ctrl-C too: fields are complete or not there
     with contextlib.closing(outcomes):
         for number, outcome in enumerate(outcomes, start=1):

@@ -54,8 +54,8 @@ def study_table(
     -------
     DataFrame
         What is changed, the scores of the comparison table, ``parameters``, ``training_seconds`` (mean over the
-        models), ``training_memory_mb`` (the highest), and ``method``. Of an ablation, also what the parts bring, see
-        :func:`effects_of_parts`.
+        models), ``training_memory_mb`` (the highest), and ``method``; of a failed training nothing is known. Of an
+        ablation, also what the parts bring, see :func:`effects_of_parts`.
 
     Raises
     ------
@@ -72,16 +72,17 @@ def study_table(
     for row in _records(compared):
         method = str(row.pop("method"))
         changes = _shown(rows[method])
-        trainings = pd.DataFrame.from_records(list(summaries[method]))
+        trained = [summary for summary in summaries[method] if "failed" not in summary]
+        trainings = pd.DataFrame.from_records(trained, columns=["parameters", "seconds", "peak_memory_mb"])
         cost = {
-            "parameters": int(trainings["parameters"].iloc[0]),
+            "parameters": int(trainings["parameters"].iloc[0]) if trained else pd.NA,
             "training_seconds": float(trainings["seconds"].mean()),
             "training_memory_mb": float(trainings["peak_memory_mb"].max()),
         }
         cohort = row.pop("cohort")
         records.append({"cohort": cohort, **changes, **row, **cost, "method": method})
     table = pd.DataFrame(records).drop(columns=LEFT_OUT)
-    trained = [summary for group in summaries.values() for summary in group]
+    trained = [summary for group in summaries.values() for summary in group if "failed" not in summary]
     table.attrs["note"] = "\n\n".join([str(compared.attrs["note"]), _training_note(trained)])
     switches = [key for key, value in next(iter(rows.values())).items() if isinstance(value, bool)]
     return effects_of_parts(table, switches) if switches else table

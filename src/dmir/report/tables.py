@@ -36,6 +36,21 @@ __all__ = [
 ]
 
 
+TRAINING_COLUMNS = (
+    "method",
+    "model",
+    "parameters",
+    "steps",
+    "val_dice_before",
+    "val_dice",
+    "kept_step",
+    "seconds_a_step",
+    "training_seconds",
+    "waited_percent",
+    "training_memory_mb",
+)
+
+
 def _pair_means(structures: pd.DataFrame, labels: str) -> pd.DataFrame:
     """Return Dice and HD95 a (pair, model): the mean over the structures present in both images (NaN are left out)."""
     chosen = structures[structures["labels"] == labels]
@@ -228,41 +243,54 @@ def training_table(models: Mapping[tuple[str, str], tuple[pd.DataFrame, Mapping[
     DataFrame
         A row a model: method, model, parameters, steps, ``val_dice_before`` (of the untrained network), ``val_dice``
         (of the weights that were kept), ``kept_step``, ``seconds_a_step``, ``training_seconds``,
-        ``waited_percent`` (of that, for images), ``training_memory_mb``.
+        ``waited_percent`` (of that, for images), ``training_memory_mb``. Where a training failed only the first two
+        and the steps are known, and the note says why.
 
     Raises
     ------
     InputError
         A history lacks a column.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failed = {}
     for (method, model), (history, summary) in models.items():
         require_columns(history, {"step", "val_dice"}, f"the history of {method}/{model}")
-        validated = history.dropna(subset="val_dice").set_index("step")["val_dice"]
-        rows.append(
-            {
-                "method": method,
-                "model": model,
-                "parameters": int(summary["parameters"]),
-                "steps": int(summary["steps"]),
-                "val_dice_before": float(validated.get(0, math.nan)),
-                "val_dice": float(validated.get(summary["kept_step"], math.nan)),
-                "kept_step": int(summary["kept_step"]),
-                "seconds_a_step": float(summary["seconds"]) / int(summary["steps"]),
-                "training_seconds": float(summary["seconds"]),
-                "waited_percent": 100 * float(summary["waited_for_images_seconds"]) / float(summary["seconds"]),
-                "training_memory_mb": float(summary["peak_memory_mb"]),
-            }
-        )
-    table = pd.DataFrame(rows)
-    summaries = [summary for _, summary in models.values()]
+        row: dict[str, Any] = {"method": method, "model": model, "steps": int(summary["steps"])}
+        if "failed" in summary:
+            failed[f"{method}/{model}"] = summary["failed"]
+        else:
+            row |= _trained(history, summary)
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=list(TRAINING_COLUMNS))
+    if failed:
+        table = table.astype({"parameters": "Int64", "kept_step": "Int64"})  # whole numbers, some of them missing
+    summaries = [summary for _, summary in models.values() if "failed" not in summary]
     precisions = sorted({str(summary["precision"]) for summary in summaries})
-    table.attrs["note"] = (
-        "Validation Dice is the mean over the validation scans, labels warped by nearest interpolation, before the "
-        "first step and of the weights that are kept. Training time and memory include validation; measured on "
-        f"{training_devices(summaries)}, precision {' / '.join(precisions)}."
-    )
+    notes = [f"The training of {model} failed: {reason}" for model, reason in failed.items()]
+    if summaries:
+        notes.insert(
+            0,
+            "Validation Dice is the mean over the validation scans, labels warped by nearest interpolation, before the "
+            "first step and of the weights that are kept. Training time and memory include validation; measured on "
+            f"{training_devices(summaries)}, precision {' / '.join(precisions)}.",
+        )
+    table.attrs["note"] = "\n\n".join(notes)
     return table
+
+
+def _trained(history: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, int | float]:
+    validated = history.dropna(subset="val_dice").set_index("step")["val_dice"]
+    seconds = float(summary["seconds"])
+    return {
+        "parameters": int(summary["parameters"]),
+        "val_dice_before": float(validated.get(0, math.nan)),
+        "val_dice": float(validated.get(summary["kept_step"], math.nan)),
+        "kept_step": int(summary["kept_step"]),
+        "seconds_a_step": seconds / int(summary["steps"]),
+        "training_seconds": seconds,
+        "waited_percent": 100 * float(summary["waited_for_images_seconds"]) / seconds,
+        "training_memory_mb": float(summary["peak_memory_mb"]),
+    }
 
 
 def structure_scores(

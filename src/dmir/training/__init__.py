@@ -10,6 +10,7 @@ _HOMES = {
     "TrainingResult": "loop",
     "TrainingSettings": "settings",
     "TrainingDiverged": "module",
+    "failure_kept": "failure",
     "Scan": "pack",
     "pack_scans": "pack",
     "open_pack": "pack",

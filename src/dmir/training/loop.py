@@ -208,7 +208,7 @@ def _named(method: str, network: str) -> Iterator[None]:
         yield
     except NoNetwork as error:
         where = f"settings.{method}, {network}" if method else network
-        raise InputError(where, found=error.found, expected=error.expected, remedy=error.remedy) from None
+        raise NoNetwork(where, found=error.found, expected=error.expected, remedy=error.remedy) from None
 
 
 def _how_to_go_on(resume: ResumeFile) -> str:

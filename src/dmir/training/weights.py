@@ -25,6 +25,7 @@ from dmir.volumes import MAXIMUM_VOXELS, Grid, atomic_path
 
 FORMAT = 1
 LARGEST = 4096  # a hyperparameter, and 64 entries of a list of them: several times those of any network here
+FAILED = "failed"  # in the file's extra: why there are no weights, because the training failed
 KEY = "dmir"  # one key with one JSON text: safetensors keeps several keys in no fixed order
 
 
@@ -102,11 +103,18 @@ def load_weights(
     ------
     InputError
         The file is missing, not safetensors, not this library's, of another network or hyperparameters than
-        expected, or its tensors do not fit the network.
+        expected, its tensors do not fit the network, or it stands for a model whose training failed.
     """
     path = Path(path)
     metadata, tensors = _read(path)
     _require(path, metadata, expected or {})
+    if FAILED in metadata["extra"]:
+        raise InputError(
+            path,
+            found=f"no weights, because the training failed ({metadata['extra'][FAILED]})",
+            expected="weights",
+            remedy="Mend the network, and the same command trains it.",
+        )
     if registry.names_a_file(metadata["network"]) and "network" not in (expected or {}):
         raise InputError(
             path,
