@@ -4,9 +4,11 @@ rule score_shard:
         records=paths.records(),
         labels=run.labels_of_shard,
         truths=run.truths_of_shard,
+        images=run.images_of_examples,
     output:
         structures=paths.scores_of_shard("structures"),
         pairs=paths.scores_of_shard("pairs"),
+        examples=directory(paths.examples()),
     log:
         "<logs>/score_shard/{cohort}/{method}/{model}/{shard}.log",
     benchmark:
@@ -16,49 +18,16 @@ rule score_shard:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(1000 + run.voxels // 6000),
+        mem_mb=run.scoring_memory,
         runtime=growing(60),
     params:
         structures=run.structure_set,
         pairs=run.pairs_of_shard,
+        examples=run.kept_examples,
         interpolations=configuration.scores.label_interpolation,
         code=code_hash("dmir.metrics"),
     script:
         "../workflow/scripts/score_shard.py"
-
-
-rule save_example:
-    input:
-        fields=run.fields_of_pair,
-        moving=paths.preprocessed("image.nii.gz", scan="{moving}"),
-        moving_labels=paths.preprocessed("labels.nii.gz", scan="{moving}"),
-        fixed_labels=paths.preprocessed("labels.nii.gz", scan="{fixed}"),
-    output:
-        example=paths.example(),
-    log:
-        "<logs>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.log",
-    benchmark:
-        "<benchmarks>/save_example/{cohort}/{method}/{model}/{moving}__{fixed}.tsv"
-    priority: 20
-    conda:
-        "../envs/dmir.yaml"
-    threads: 1
-    resources:
-        mem_mb=growing(1500 + run.voxels // 2500),
-        runtime=growing(10),
-    params:
-        code=code_hash("dmir.report.examples"),
-    script:
-        "../workflow/scripts/save_example.py"
-
-
-rule free_fields:
-    # that all who read the fields of a shard are done, where there are several: with a disk quota others wait for it
-    input:
-        run.readers_of_shard,
-    output:
-        touch(paths.shard_read()),
-    localrule: True
 
 
 rule gather_scores:

@@ -259,12 +259,14 @@ def test_its_training_leaves_the_reason_in_the_place_of_a_model(body, words, pai
         "model.safetensors",
         "training.json",
     ]
-    with pytest.raises(InputError, match="no weights, because the training failed") as error:
+    with pytest.raises(InputError, match="no weights, because the training failed: ") as error:
         load_weights(output / "model.safetensors", expected={"network": "net.py:Net"})
     assert words in str(error.value) and words in json.loads((output / "training.json").read_text())["failed"]
     Path("fields").mkdir()
     pairs = [("a", pair[0], "b", pair[1])]
-    records = register_with_network(pairs, "fields", output / "model.safetensors", "cpu", expected={"network": "x"})
+    records = register_with_network(
+        pairs, "fields", output / "model.safetensors", "cpu", expected={"network": "net.py:Net"}
+    )
     assert records["status"].tolist() == ["failed"] and words in records["reason"][0]
     assert read_history(output / "history.csv").empty
 

@@ -936,6 +936,7 @@ def test_names_are_text_in_the_page(tmp_path, name):
         tables=[],
         figures=[],
         pairs=[],
+        examples=[],
         methods=[name],
         models={name: "none"},
         command=name,

@@ -21,7 +21,7 @@ import torch
 from dmir.errors import InputError
 from dmir.fields import warp, warp_labels
 from dmir.metrics import dice
-from dmir.report.examples import Example, save_example
+from dmir.report.examples import Example, example_file, save_example
 from dmir.report.page import ASSETS, write_page
 from dmir.report.page import viewer as viewer_module
 from dmir.report.page.contents import proportion, read_figures, read_table, split_name
@@ -116,7 +116,9 @@ def write_pair(
             fixed=fixed,
             dice=float(np.mean(list(dice(warped_labels, stored(toy.fixed_labels), [1, 2, 3]).values()))),
         )
-        save_example(results / "registered" / cohort / method / model / f"example-{moving}__{fixed}.npz", example)
+        folder = results / "registered" / cohort / method / model / "examples-shard000"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_example(example_file(folder, moving, fixed), example)
 
 
 def configuration(cohort: str = "toy") -> dict:
@@ -130,11 +132,16 @@ def configuration(cohort: str = "toy") -> dict:
     }
 
 
+def examples_of(results: Path, cohort: str = "toy", models=(("affine", "none"), ("caml", "seed1"))) -> list[Path]:
+    """Return the folders of the examples of one pair, of each method's model."""
+    return [results / "registered" / cohort / method / model / "examples-shard000" for method, model in models]
+
+
 def pack_toy(results: Path, **changes) -> viewer_module.Viewer:
     arguments = {
         "pairs": [("toy", "a", "b")],
         "methods": ["affine", "caml"],
-        "models": {"affine": "none", "caml": "seed1"},
+        "examples": [examples_of(results)],
         "configuration": configuration(),
         **changes,
     }
@@ -282,12 +289,12 @@ def test_the_window_is_the_brain_with_a_margin_in_millimetres():
 
 def test_failed_and_missing_examples_and_missing_scans_are_told(tmp_path):
     write_pair(tmp_path, toy_volumes())
-    (tmp_path / "registered/toy/caml/seed1/example-a__b.npz").write_bytes(b"")
+    (tmp_path / "registered/toy/caml/seed1/examples-shard000/a__b.npz").write_bytes(b"")
     viewer = pack_toy(
         tmp_path,
         pairs=[("toy", "a", "b"), ("toy", "c", "b")],
         methods=["affine", "caml", "syn"],
-        models={"affine": "none", "caml": "seed1", "syn": "none"},
+        examples=[examples_of(tmp_path, models=(("affine", "none"), ("caml", "seed1"), ("syn", "none")))] * 2,
     )
     assert [method["state"] for method in viewer.facts["pairs"][0]["methods"]] == ["ok", "failed", "missing"]
     assert len(viewer.facts["pairs"]) == 1
@@ -573,6 +580,7 @@ def write_toy_page(results: Path) -> Path:
         tables=tables,
         figures=figures,
         pairs=[("toy", "a", "b"), ("toy", "c", "d")],
+        examples=[examples_of(results)] * 2,
         methods=["affine", "caml"],
         models={"affine": "none", "caml": "seed1"},
         command="snakemake --cores 2 --config 'a=<b>'",
@@ -693,11 +701,13 @@ def test_hostile_names_stay_text(tmp_path, monkeypatch):
     page = write_page(
         tmp_path, tmp_path / "report.html", configuration={**configuration(name), "note": end},
         tables=["comparison", name], figures=[name], pairs=[(name, "a&b", name)], methods=["affine", name],
+        examples=[examples_of(tmp_path, name, (("affine", "none"), (name, "seed1")))],
         models={"affine": "none", name: "seed1"}, command=end, revision=name,
     )  # fmt: skip
     reader = Reader(page)
     kinds = [attributes.get("type", "") for tag, attributes in reader.tags if tag == "script"]
-    volumes = len(pack_toy(tmp_path, pairs=[(name, "a&b", name)]).volumes) - 3  # only one method is there
+    there = pack_toy(tmp_path, pairs=[(name, "a&b", name)], examples=[examples_of(tmp_path, name)])
+    volumes = len(there.volumes) - 3  # only one method is there
     assert kinds == ["application/json", "", "", *["application/octet-stream"] * volumes]
     assert not [tag for tag, attributes in reader.tags if any(key.startswith("on") for key in attributes)]
     assert not [tag for tag, _ in reader.tags if tag == "img"]
@@ -708,7 +718,8 @@ def test_hostile_names_stay_text(tmp_path, monkeypatch):
 def test_nothing_at_all_makes_a_page_that_says_so(tmp_path):
     page = write_page(
         tmp_path / "empty", tmp_path / "report.html", configuration={}, tables=["comparison"], figures=["ablation"],
-        pairs=[("toy", "a", "b")], methods=["syn"], models={"syn": "none"}, command="", revision="",
+        pairs=[("toy", "a", "b")], methods=["syn"], models={"syn": "none"},
+        examples=[[tmp_path]], command="", revision="",
     )  # fmt: skip
     text = Reader(page).text
     for sentence in (
@@ -727,6 +738,7 @@ def test_a_reduced_page_says_so(tmp_path):
     page = write_page(
         tmp_path, tmp_path / "report.html", configuration=configuration(), tables=[], figures=[],
         pairs=[("toy", "a", "b")], methods=["affine", "caml"], models={"affine": "none", "caml": "seed1"},
+        examples=[examples_of(tmp_path)],
         command="", revision="", budget_bytes=3000,
     )  # fmt: skip
     reader = Reader(page)
@@ -1116,10 +1128,11 @@ def test_a_narrow_window_folds_the_contents_and_does_not_scroll_sideways(browser
 
 def test_a_failed_method_is_named_and_the_two_scans_are_still_shown(browser, tmp_path):
     write_pair(tmp_path, toy_volumes())
-    (tmp_path / "registered/toy/caml/seed1/example-a__b.npz").write_bytes(b"")
+    (tmp_path / "registered/toy/caml/seed1/examples-shard000/a__b.npz").write_bytes(b"")
     page = write_page(
         tmp_path, tmp_path / "report.html", configuration=configuration(), tables=[], figures=[],
         pairs=[("toy", "a", "b")], methods=["affine", "caml"], models={"affine": "none", "caml": "seed1"},
+        examples=[examples_of(tmp_path)],
         command="", revision="",
     )  # fmt: skip
     browser.get(page.as_uri())

@@ -257,7 +257,7 @@ def test_with_a_quota_two_shards_live_at_once_and_changing_it_runs_nothing_again
     for_two = (sum(quota.staying_bytes(configuration, sizes).values()) + 2.5 * one) / 1e9
     (tmp_path / "checkout").mkdir()
     folder = checkout(tmp_path / "checkout", values)
-    target, example = "results/scores/pairs.parquet", "results/registered/own/affine/none/example-a__b.npz"
+    target, example = "results/scores/pairs.parquet", "results/registered/own/affine/none/examples-shard000"
     text = snakemake(folder, target, example, "--config", f"disk_quota_gb={for_two}")
     alive, seen = set(), []
     for line in text.splitlines():
@@ -268,6 +268,7 @@ def test_with_a_quota_two_shards_live_at_once_and_changing_it_runs_nothing_again
         seen.append(len(alive))
     assert max(seen) == 2
     assert not alive
+    assert (folder / example / "a__b.npz").is_file()
     assert len(pd.read_parquet(folder / target)) == 4
     for quota_now in (for_two, 50.0, None):  # as it was, changed, taken away
         given = [] if quota_now is None else ["--config", f"disk_quota_gb={quota_now}"]

@@ -208,13 +208,16 @@ def test_every_registration_is_scored_once_and_a_studys_apart(run):
 
 
 def test_examples_are_of_the_first_seed_and_of_the_shard_that_holds_their_pair(run):
-    example = "results/registered/own/caml/seed1/example-d__t.npz"
-    assert run.readers_of_shard(at(cohort="own", method="caml", model="seed1", shard="shard000"))[1:] == [example]
+    first = at(cohort="own", method="caml", model="seed1", shard="shard000")
+    assert run.kept_examples(first)["pairs"] == [["d", "t"]]
+    assert run.images_of_examples(first) == ["results/preprocessed/own/d/image.nii.gz"]
     for other in ({"model": "seed2", "shard": "shard000"}, {"model": "seed1", "shard": "shard001"}):
-        assert len(run.readers_of_shard(at(cohort="own", method="caml", **other))) == 1
+        job = at(cohort="own", method="caml", **other)
+        assert run.kept_examples(job) == {} and run.images_of_examples(job) == []
+        assert run.scoring_memory(job, 2) < run.scoring_memory(first, 2)
     names = at(cohort="own", method="caml", model="seed1", moving="d", fixed="t")
-    assert run.fields_of_pair(names) == "results/registered/own/caml/seed1/shard000"
-    assert example in run.examples(names) and len(run.examples(names)) == len(run.configuration.methods)
+    assert "results/registered/own/caml/seed1/examples-shard000" in run.examples(names)
+    assert len(run.examples(names)) == len(run.configuration.methods)
 
 
 def test_without_a_quota_nothing_waits_and_with_one_each_waits_for_a_place(make_run):

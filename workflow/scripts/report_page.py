@@ -16,6 +16,7 @@ with job(snakemake.log[0], snakemake.threads):
         tables=params.tables,
         figures=params.figures,
         pairs=params.pairs,
+        examples=params.examples,
         methods=params.methods,
         models=params.models,
         command=os.environ.get("DMIR_COMMAND", ""),

@@ -30,7 +30,7 @@ from dmir.fields import inverse_consistency, pair_field, save_field
 from dmir.methods.records import COLUMNS, MEASURED, planes_of
 from dmir.training.devices import GpuUnusable, choose_device, device_name, gpu_failures_told, peak_memory_mb
 from dmir.training.objective import arithmetic, displacement_of
-from dmir.training.weights import FAILED, load_weights, read_metadata
+from dmir.training.weights import TrainingFailed, load_weights, read_metadata, require_trained
 from dmir.volumes import Grid, Volume, before_planes, read_image, require_same_grid
 
 log = logging.getLogger(__name__)
@@ -170,11 +170,12 @@ def register_pairs(
     target = choose_device(device)
     named = [Pair(moving, Path(a), fixed, Path(b)) for moving, a, fixed, b in pairs]
     outcomes: Generator[_Outcome]
-    metadata = read_metadata(weights)
-    if FAILED in metadata["extra"]:
-        outcomes = (_Outcome(pair, f"the training failed: {metadata['extra'][FAILED]}") for pair in named)
-    else:
+    try:
         network, metadata = load_expected(weights, expected or {}, target)
+    except TrainingFailed as failed:
+        metadata, reason = read_metadata(weights), failed.found
+        outcomes = (_Outcome(pair, reason) for pair in named)
+    else:
         session = _Session(Path(folder), _Computer(network, target, precision, refine), metadata, warmup)
         outcomes = session.run(named, overlap=target.type == "cuda" if overlap is None else overlap)
     run_as = {
@@ -204,6 +205,7 @@ def load_expected(weights: str | Path, expected: Mapping[str, Any], device: torc
     """
     wanted = {key: expected[key] for key in ("network", "hyperparameters") if key in expected}
     if len(wanted) == 2:
+        require_trained(weights)  # before the network is built: perhaps it cannot be
         # a weights file tells all of its hyperparameters, a configuration those that are not the default
         shape = tuple(expected.get("grid", {}).get("shape", (32, 32, 32)))
         with torch.device("meta"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dmir.errors import InputError, damaged
-from dmir.fields import load_field, warp, warp_labels
+from dmir.fields import load_field, pair_field, warp, warp_labels
 from dmir.metrics import dice
 from dmir.volumes import atomic_path, read_image, read_labels
 
@@ -85,6 +85,11 @@ def require_one_pair(examples: Sequence[Example], shapes: Mapping[str, tuple[int
             raise InputError(where, found=f"shape {shape}", expected=f"the grid of the examples, {first.warped.shape}")
 
 
+def example_file(folder: str | Path, moving: str, fixed: str) -> Path:
+    """Return where the example of a pair lies in a folder of examples."""
+    return Path(folder, f"{moving}__{fixed}.npz")
+
+
 def example_of(
     field: str | Path, moving: str | Path, moving_labels: str | Path, fixed_labels: str | Path, **names: str
 ) -> Example:
@@ -137,6 +142,39 @@ def save_example(path: str | Path, example: Example) -> None:
     }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **entries)
+
+
+def keep_examples(
+    folder: str | Path,
+    pairs: Sequence[Sequence[str]],
+    fields: str | Path,
+    images: Mapping[str, str | Path],
+    labels: Mapping[str, str | Path],
+    **names: str,
+) -> None:
+    """Keep some of the pairs that were registered; one that failed leaves an empty file.
+
+    Parameters
+    ----------
+    folder
+        Where the examples go: it is made, though there be no pairs.
+    pairs
+        (moving, fixed) names.
+    fields
+        The folder of the fields.
+    images, labels
+        Preprocessed images of the moving scans, and label maps of all, by name.
+    names
+        ``cohort``, ``method`` and ``model``.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for moving, fixed in pairs:
+        field, kept = pair_field(fields, moving, fixed), example_file(folder, moving, fixed)
+        if field.is_file():
+            scans = {"moving_scan": moving, "fixed_scan": fixed}
+            save_example(kept, example_of(field, images[moving], labels[moving], labels[fixed], **names, **scans))
+        else:
+            kept.touch()
 
 
 def load_example(path: str | Path) -> Example:

@@ -234,7 +234,7 @@ def qualitative(files: Files, params: Asked, names: Asked) -> Figure:
 
     truths = {Path(path).parent.name: path for path in files.truths}
     return qualitative_figure(
-        registered_examples(files.examples),
+        registered_examples(files.examples, names),
         read_image(files.moving).data,
         read_image(files.fixed).data,
         planes=params.planes,
@@ -249,7 +249,7 @@ def contours(files: Files, params: Asked, names: Asked) -> Figure:
     from dmir.volumes import read_labels
 
     return contours_figure(
-        registered_examples(files.examples),
+        registered_examples(files.examples, names),
         read_labels(files.moving_labels).data,
         read_labels(files.fixed_labels).data,
         load_structures(params.structures).names,
@@ -258,11 +258,12 @@ def contours(files: Files, params: Asked, names: Asked) -> Figure:
     )
 
 
-def registered_examples(paths: Iterable[str]) -> list[Example]:
-    """Read the examples of one pair; the file of a method that failed is empty."""
-    from dmir.report.examples import load_example
+def registered_examples(folders: Iterable[str], names: Asked) -> list[Example]:
+    """Read the examples of one pair, of every method; the file of a method that failed is empty."""
+    from dmir.report.examples import example_file, load_example
 
-    return [load_example(path) for path in paths if Path(path).stat().st_size]
+    paths = [example_file(folder, names.moving, names.fixed) for folder in folders]
+    return [load_example(path) for path in paths if path.stat().st_size]
 
 
 def training_curves(files: Files, params: Asked, names: Asked) -> Figure:

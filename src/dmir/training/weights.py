@@ -29,6 +29,10 @@ FAILED = "failed"  # in the file's extra: why there are no weights, because the 
 KEY = "dmir"  # one key with one JSON text: safetensors keeps several keys in no fixed order
 
 
+class TrainingFailed(InputError):
+    """A file that stands for a model whose training failed; ``found`` is the reason."""
+
+
 def save_weights(
     path: str | Path,
     network: nn.Module,
@@ -103,18 +107,14 @@ def load_weights(
     ------
     InputError
         The file is missing, not safetensors, not this library's, of another network or hyperparameters than
-        expected, its tensors do not fit the network, or it stands for a model whose training failed.
+        expected, or its tensors do not fit the network.
+    TrainingFailed
+        There are no weights in it, but the reason why there are none.
     """
     path = Path(path)
     metadata, tensors = _read(path)
     _require(path, metadata, expected or {})
-    if FAILED in metadata["extra"]:
-        raise InputError(
-            path,
-            found=f"no weights, because the training failed ({metadata['extra'][FAILED]})",
-            expected="weights",
-            remedy="Mend the network, and the same command trains it.",
-        )
+    _require_trained(path, metadata)
     if registry.names_a_file(metadata["network"]) and "network" not in (expected or {}):
         raise InputError(
             path,
@@ -126,6 +126,21 @@ def load_weights(
     network = _build(path, metadata, "cpu")
     network.load_state_dict(tensors)
     return network.to(device).eval(), metadata
+
+
+def require_trained(path: str | Path) -> None:
+    """Raise TrainingFailed for a file that holds the reason why there are no weights."""
+    _require_trained(Path(path), read_metadata(path))
+
+
+def _require_trained(path: Path, metadata: Mapping[str, Any]) -> None:
+    if FAILED in metadata["extra"]:
+        raise TrainingFailed(
+            path,
+            found=f"no weights, because the training failed: {metadata['extra'][FAILED]}",
+            expected="weights",
+            remedy="Mend the network, and the same command trains it.",
+        )
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

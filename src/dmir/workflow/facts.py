@@ -209,6 +209,14 @@ class Facts:
         """Return the pairs of a cohort that are drawn: the first ones."""
         return self.pairs[cohort][: self.configuration.report.examples]
 
+    def examples_of_shard(self, wildcards: Wildcards) -> list[Pair]:
+        """Return the pairs of a shard that are drawn: of what is compared, and of several seeds the first."""
+        cohort, method = wildcards.cohort, wildcards.method
+        if method not in self.configuration.methods or wildcards.model != self.models_of(method)[0]:
+            return []
+        members = self.members_of_shard(wildcards)
+        return [pair for pair in self.example_pairs(cohort) if pair in members]
+
     def pairs_of_page(self) -> list[list[str]]:
         """Return the pairs (cohort, moving, fixed) that the report shows."""
         return [[cohort, *pair] for cohort in self.configuration.test_on for pair in self.example_pairs(cohort)]

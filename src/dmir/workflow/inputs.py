@@ -97,12 +97,7 @@ class Inputs(Facts):
     def turn_of_shard(self, wildcards: Wildcards) -> str | None:
         """Return what a registration waits for: what was made last of the fields that have its place on the disk."""
         before = self.registration_turns.get(run_of(wildcards))
-        if before is None:
-            return None
-        return self.paths.shard_read(before) if self.examples_of_run(before) else self._last_scores(before)
-
-    def _last_scores(self, run: str) -> str:
-        return self.paths.scores_of_shard("pairs", run)
+        return None if before is None else self.paths.scores_of_shard("pairs", before)
 
     def records_of_comparison(self) -> list[str]:
         """Return the records of every registration job of the methods that are compared."""
@@ -120,25 +115,10 @@ class Inputs(Facts):
         """Return the true fields of a shard's scans."""
         return self.truths_of(wildcards.cohort, self.scans_of_shard(wildcards))
 
-    def fields_of_pair(self, wildcards: Wildcards) -> str:
-        """Return the folder of fields that holds a pair."""
-        cohort, method = wildcards.cohort, wildcards.method
-        shard = self.shard_of_pair(cohort, method)[wildcards.moving, wildcards.fixed]
-        return self.paths.fields(cohort, method, wildcards.model, shard)
-
-    def readers_of_shard(self, wildcards: Wildcards) -> list[str]:
-        """Return what is made from the fields of a shard: they are gone when all of it is there."""
-        run = run_of(wildcards)
-        return [self._last_scores(run), *self.examples_of_run(run)]
-
-    def examples_of_run(self, run: str) -> list[str]:
-        """Return the examples that are saved from the fields of a shard."""
-        cohort, method, model, shard = run.split("/")
-        if method not in self.configuration.methods or model != self.models_of(method)[0]:
-            return []
-        shard_of = self.shard_of_pair(cohort, method)
-        pairs = (pair for pair in self.example_pairs(cohort) if shard_of[pair] == shard)
-        return [self.paths.example(cohort, method, model, *pair) for pair in pairs]
+    def images_of_examples(self, wildcards: Wildcards) -> list[str]:
+        """Return the images that are warped for the figures, of a shard's moving scans."""
+        moving = dict.fromkeys(moving for moving, _ in self.examples_of_shard(wildcards))
+        return self.preprocessed_of("image.nii.gz", wildcards.cohort, moving)
 
     def structure_scores(self, wildcards: Wildcards) -> list[str]:
         """Return the scores of every shard by structure: of one study's methods, or of all that are compared."""
@@ -178,19 +158,21 @@ class Inputs(Facts):
         return self.truths_of(wildcards.cohort, [wildcards.moving, wildcards.fixed])
 
     def examples(self, wildcards: Wildcards) -> list[str]:
-        """Return the saved example of every method for one pair; of several seeds, the first."""
+        """Return the folders of one pair's examples, one of each method; of several seeds, the first."""
         return self.examples_of_pair(wildcards.cohort, wildcards.moving, wildcards.fixed)
 
     def examples_of_pair(self, cohort: str, moving: str, fixed: str) -> list[str]:
         """Return the same by the names of a pair."""
         return [
-            self.paths.example(cohort, method, self.models_of(method)[0], moving, fixed)
+            self.paths.examples(
+                cohort, method, self.models_of(method)[0], self.shard_of_pair(cohort, method)[moving, fixed]
+            )
             for method in self.configuration.methods
         ]
 
-    def examples_of_page(self) -> list[str]:
-        """Return what the report's viewer shows of every method, one file a pair and method."""
-        return [path for pair in self.pairs_of_page() for path in self.examples_of_pair(*pair)]
+    def examples_of_page(self) -> list[list[str]]:
+        """Return the folders of what the report's viewer shows: of each of its pairs those of the methods."""
+        return [self.examples_of_pair(*pair) for pair in self.pairs_of_page()]
 
     def volumes_of_page(self) -> list[str]:
         """Return the images and label maps of the pairs that the report shows."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from dmir.cohorts import stated_orientation
 from dmir.config import Network, Refinement
-from dmir.provenance import value_hash
+from dmir.provenance import code_hash, value_hash
 from dmir.workflow.facts import FOR_TRAINING, Facts, Row, Wildcards, study_of
 
 
@@ -106,6 +106,11 @@ class Parameters(Facts):
         return settings.model_dump(mode="json", exclude={"algorithm", "of"}) if refines else {}
 
     # --- evaluate and report ---
+
+    def kept_examples(self, wildcards: Wildcards) -> dict[str, Any]:
+        """Return the pairs of a shard that are kept to be drawn, and the code that keeps them; nothing for none."""
+        pairs = [list(pair) for pair in self.examples_of_shard(wildcards)]
+        return {"pairs": pairs, "code": code_hash("dmir.report.examples")} if pairs else {}
 
     def structure_set(self, wildcards: Wildcards) -> str:
         """Return the name of the structures that a cohort is scored on."""

@@ -60,24 +60,13 @@ class Paths:
         """The table of what registering a shard took, and of what failed."""
         return f"{self.fields(cohort, method, model, shard)}.csv"
 
-    def example(
-        self,
-        cohort: str = COHORT,
-        method: str = METHOD,
-        model: str = MODEL,
-        moving: str = MOVING,
-        fixed: str = FIXED,
-    ) -> str:
-        """A registered pair that is kept to be drawn."""
-        return f"{self.results}/registered/{cohort}/{method}/{model}/example-{moving}__{fixed}.npz"
+    def examples(self, cohort: str = COHORT, method: str = METHOD, model: str = MODEL, shard: str = SHARD) -> str:
+        """The folder of a shard's registered pairs that are kept to be drawn; mostly there is none in it."""
+        return f"{self.results}/registered/{cohort}/{method}/{model}/examples-{shard}"
 
     def scores_of_shard(self, kind: str, run: str = f"{COHORT}/{METHOD}/{MODEL}/{SHARD}") -> str:
         """The scores of a shard, ``kind`` being ``structures`` or ``pairs``."""
         return f"{self.results}/scores/{run}.{kind}.parquet"
-
-    def shard_read(self, run: str = f"{COHORT}/{METHOD}/{MODEL}/{SHARD}") -> str:
-        """What is there once all who read the fields of a shard are done."""
-        return f"{self.results}/scores/{run}.read"
 
     def scores(self, file: str, study: str = "") -> str:
         """A table of all scores: of the methods that are compared, or of a study's."""

@@ -114,7 +114,7 @@ class Products(Inputs, Parameters):
             "figures": [paths.figure(f"{name}.{kind}") for name in figures for kind in ("svg", "png", "json")],
             "origins": [paths.table(f"{name}.json") for name in tables],
             "scans": [paths.scans(name) for name in self.cohorts],
-            "examples": self.examples_of_page(),
+            "examples": sorted({folder for pair in self.examples_of_page() for folder in pair}),
             "volumes": self.volumes_of_page(),
             "summaries": self.of_every_model(self.configuration.train_on, "training.json"),
         }
@@ -127,6 +127,7 @@ class Products(Inputs, Parameters):
             "tables": self.tables() + studies,
             "figures": self.figures() + studies,
             "pairs": self.pairs_of_page(),
+            "examples": self.examples_of_page(),
             "methods": configuration.methods,
             "models": {method: self.models_of(method)[0] for method in configuration.methods},
             "labels": configuration.scores.label_interpolation[0],

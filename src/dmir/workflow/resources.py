@@ -37,6 +37,11 @@ class Resources(Parameters):
         trainings = max(1, len(self.runs(self.networks)))
         return max(1, min(MOST_TRAINING_THREADS, (cores or MOST_TRAINING_THREADS) // trainings))
 
+    def scoring_memory(self, wildcards: Wildcards, attempt: int) -> int:
+        """Return the memory of scoring a shard, one pair at a time: more where pairs are kept to be drawn."""
+        kept = bool(self.examples_of_shard(wildcards))
+        return attempt * (1500 + self.voxels // 2500 if kept else 1000 + self.voxels // 6000)
+
     def classical_memory(self, wildcards: Wildcards, attempt: int) -> int:
         """Return the memory of a shard of a method without weights: more each attempt."""
         return attempt * registration_memory_mb(self.configuration, wildcards.method)

@@ -48,6 +48,7 @@ def write_page(
     tables: Sequence[str],
     figures: Sequence[str],
     pairs: Sequence[tuple[str, str, str]],
+    examples: Sequence[Sequence[str | Path]],
     methods: Sequence[str],
     models: Mapping[str, str],
     command: str,
@@ -68,8 +69,8 @@ def write_page(
         Everything that was configured, as nested mappings.
     tables, figures
         Names, without a suffix, of what is shown; what is not there is named as missing.
-    pairs
-        (cohort, moving, fixed) of the pairs that can be looked at.
+    pairs, examples
+        (cohort, moving, fixed) of the pairs that can be looked at, and of each the methods' folders of examples.
     methods, models
         The methods in their order, and of each the model whose example is shown; ``none`` where nothing is trained.
     command
@@ -97,7 +98,7 @@ def write_page(
     cohorts = list((configuration.get("cohorts") or {}).keys())
     scripts = [_asset(name) for name in SCRIPTS]
     viewer = pack_pairs(
-        results, [(c, m, f) for c, m, f in pairs], methods, models, configuration,
+        results, [(c, m, f) for c, m, f in pairs], methods, examples, configuration,
         interpolation=label_interpolation, budget_bytes=budget_bytes,
     )  # fmt: skip
     environment = Environment(

@@ -17,7 +17,7 @@ from dmir.report.products import PRODUCTS
 RULES = (
     "make_scan", "simulate_scan", "list_scans", "preprocess_scan", "preprocess_simulated_scan", "gather_quality",
     "contact_sheet", "pack_scans", "train", "register_classical", "register_descent", "register_network",
-    "score_shard", "save_example",
+    "score_shard",
     "gather_scores", "gather_study_scores", "provenance", "study_provenance",
     *(product.name for product in PRODUCTS),
 )  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 from dmir.errors import InputError
 from dmir.fields import jacobian_determinant, warp_labels
 from dmir.metrics import dice
-from dmir.report.examples import Example, load_example
+from dmir.report.examples import Example, example_file, load_example
 from dmir.report.names import method_name
 from dmir.report.panels import FOLDED, JACOBIAN_COLOURS
 from dmir.report.planes import affine_to_ras, brain_of, field_to_ras, scalar_to_ras, window_of
@@ -152,11 +152,6 @@ def _files(results: Path, pair: Pair) -> list[Path]:
     return [folder / scan / f"{name}.nii.gz" for scan in (moving, fixed) for name in ("image", "labels")]
 
 
-def _example_path(results: Path, pair: Pair, method: str, model: str) -> Path:
-    cohort, moving, fixed = pair
-    return results / "registered" / cohort / method / model / f"example-{moving}__{fixed}.npz"
-
-
 def read_scans(results: Path, pair: Pair) -> _Scans:
     """Read images and label maps of a pair and cut them to the brain of both."""
     paths = _files(results, pair)
@@ -229,7 +224,7 @@ def _pack_pair(
     results: Path,
     pair: Pair,
     configuration: Mapping[str, Any],
-    runs: Mapping[str, str],
+    examples: Mapping[str, Path],
     interpolation: str,
     packing: _Packing,
 ) -> dict[str, Any]:
@@ -266,8 +261,7 @@ def _pack_pair(
         },
         "methods": [],
     }
-    for method, model in runs.items():
-        path = _example_path(results, pair, method, model)
+    for method, path in examples.items():
         entry: dict[str, Any] = {"method": method, "name": method_name(method, short=True), "state": state_of(path)}
         if entry["state"] == "ok":
             example = load_example(path)
@@ -321,11 +315,11 @@ def _dice(scans: _Scans, example: Example, warped_labels: np.ndarray, interpolat
     return math.fsum(values) / len(values) if values else None
 
 
-def _raw_bytes(results: Path, pairs: Sequence[Pair], runs: Mapping[str, str]) -> int:
+def _raw_bytes(results: Path, examples: Mapping[Pair, Mapping[str, Path]]) -> int:
     """Return how many bytes the volumes of all pairs have before they are packed."""
     total = 0
-    for pair in pairs:
-        shown = sum(state_of(_example_path(results, pair, *run)) == "ok" for run in runs.items())
+    for pair, paths in examples.items():
+        shown = sum(state_of(path) == "ok" for path in paths.values())
         total += read_scans(results, pair).fixed.size * (4 + 3 * shown)
     return total
 
@@ -341,7 +335,7 @@ def pack_pairs(
     results: Path,
     pairs: Sequence[Pair],
     methods: Sequence[str],
-    models: Mapping[str, str],
+    examples: Sequence[Sequence[str | Path]],
     configuration: Mapping[str, Any],
     *,
     interpolation: str = "nearest",
@@ -355,8 +349,8 @@ def pack_pairs(
         The folder of results.
     pairs
         (cohort, moving, fixed).
-    methods, models
-        The methods in their order, and of each the model whose example is shown.
+    methods, examples
+        The methods in their order, and of each pair their folders of examples (:mod:`dmir.report.examples`).
     configuration
         Tells which structure set a cohort has.
     interpolation
@@ -370,14 +364,19 @@ def pack_pairs(
         A file is damaged, or the files of a pair lie on different grids.
     """
     missing = dict(_missing(results, pairs))
-    shown = [pair for pair in dict.fromkeys(pairs) if pair not in missing]
-    runs = {method: models[method] for method in methods if method in models}
-    raw = _raw_bytes(results, shown, runs)
+    shown = {
+        pair: {method: example_file(folder, *pair[1:]) for method, folder in zip(methods, folders, strict=True)}
+        for pair, folders in zip(pairs, examples, strict=True)
+        if pair not in missing
+    }
+    raw = _raw_bytes(results, shown)
     factor = max(1, math.ceil((raw * PACKED / budget_bytes) ** (1 / 3) - 1e-9))
     while True:
         packing = _Packing(factor, {})
         facts = {
-            "pairs": [_pack_pair(results, pair, configuration, runs, interpolation, packing) for pair in shown],
+            "pairs": [
+                _pack_pair(results, pair, configuration, paths, interpolation, packing) for pair, paths in shown.items()
+            ],
             "structureColours": structure_colours(),
             "jacobian": {"colours": jacobian_colours(), "steps": STEPS, "highest": HIGHEST, "outside": OUTSIDE},
             "factor": factor,
