@@ -608,6 +608,7 @@ def test_the_page_leads_to_a_row_word_for_word(pair, monkeypatch, capsys):
     assert main(["check", "--try", "my.yaml"]) == 0
     told = capsys.readouterr().out
     assert "would run network MyNetwork of the file" in told and "would run method shift of the file" in told
+    assert "tried on two small images: each of them gives a field" in told
     configuration = parse_config(yaml.safe_load(first))
     assert configuration.networks() == ["my-network"] and configuration.parameters("my-shift") == {"voxels": 0.5}
     for text in (third, fourth):

@@ -374,7 +374,10 @@ def _check_configuration(path: Path, strict: bool, try_all: bool) -> None:
         # of a file nothing is run to be checked, unless that is asked for
         if isinstance(settings, Network) and not registry.find(settings.algorithm).is_file:
             problems += _building(name, settings.algorithm, settings.network, configuration.grid.shape)
-    problems += trying.mistakes(configuration) if try_all else []
+    tried = list(trying.mistakes(configuration)) if try_all else []
+    problems += tried
+    if try_all and not tried and trying.what_runs(configuration):
+        print("tried on two small images: each of them gives a field")
     if problems:
         raise ConfigError(str(path), problems)
     print(f"{path}: nothing wrong found")
