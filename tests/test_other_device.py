@@ -18,6 +18,7 @@ from test_cost import SMALL
 from torch import nn
 
 from dmir import fields, losses
+from dmir.fields import sampling
 from dmir.methods import descending, descent, network, refinement
 from dmir.methods.stages import Stage
 from dmir.networks import build, hyperparameter_names, network_names
@@ -115,7 +116,7 @@ def require_types(there, precision):
     """Losses, warps and fields in float32 in every precision, products of a network as asked, nothing in float64."""
     assert not [key for key in there.types if key[1] == torch.float64]
     rounded = {(name, where) for name, dtype, where in there.types if dtype in (torch.bfloat16, torch.float16)}
-    assert not {where for _, where in rounded if where.startswith(("losses:", "fields:", "filters:", "methods/"))}
+    assert not {where for _, where in rounded if where.startswith(("losses:", "fields/", "filters:", "methods/"))}
     assert not {name for name, _ in rounded if name.startswith(("grid_sampler", "avg_pool3d", "_softmax"))}
     assert (torch.bfloat16 in products(there)) == (precision == "bf16")
 
@@ -260,7 +261,7 @@ def test_a_descent_waits_when_it_looks_and_at_no_other_time(similarity, seen):
             "methods/descending:register_volumes",
         }
     assert {key: n for key, n in waits[2].items() if key != "methods/descending:_run"} == dict(there.waits)
-    assert set(there.waits) == {"methods/descending:_box", "fields:folded_voxels.<locals>.folds"}
+    assert set(there.waits) == {"methods/descending:_box", "fields/jacobian:folded_voxels.<locals>.folds"}
     assert np.abs(expected).max() > 0.1  # it moves: two fields of zeros would be alike
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert there.largest[torch.float64] <= max(SHAPE)  # sums of planes alone
@@ -284,10 +285,10 @@ def test_a_refinement_stays_on_the_card_with_the_field_that_it_starts_from():
         found = registered("voxelmorph", CARD, "float32", refine)
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert not [
-        key for key in there.copies if key[2].startswith(("methods/descending", "methods/refinement", "fields"))
+        key for key in there.copies if key[2].startswith(("methods/descending", "methods/refinement", "fields/"))
     ]
     known = {"methods/network:_Computer.register", "methods/descending:_run", "methods/descending:_box"}
-    assert set(there.waits) == {*known, "fields:folded_voxels.<locals>.folds"}
+    assert set(there.waits) == {*known, "fields/jacobian:folded_voxels.<locals>.folds"}
     assert there.waits["methods/descending:_run"] <= looks(4, 5) + looks(5, 5) + 2 * (1 + descending.HALVINGS)
 
 
@@ -367,8 +368,8 @@ def test_a_copy_between_host_and_card_in_a_step_is_found(monkeypatch, fault, fou
 
 @pytest.mark.parametrize("wrong", [torch.bfloat16, torch.float64])
 def test_a_wrong_type_in_a_step_is_found(monkeypatch, wrong):
-    right = fields._normalised
-    monkeypatch.setattr(fields, "_normalised", lambda place, size: right(place.to(wrong), size).float())
+    right = sampling.normalised
+    monkeypatch.setattr(sampling, "normalised", lambda place, size: right(place.to(wrong), size).float())
     *_, there, _ = on_both("voxelmorph", TrainingSettings(), quiet("voxelmorph"))
     with pytest.raises(AssertionError):
         require_types(there, "float32")
