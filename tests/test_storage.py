@@ -136,7 +136,7 @@ def test_what_a_killed_writer_left_is_cleared_away_and_a_living_one_is_not(tmp_p
 
 def test_a_name_is_there_only_once_its_content_is_on_the_disk(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("dmir.volumes.os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr("dmir.volumes.writing.os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     with atomic_path(tmp_path / "a") as temporary:
         temporary.write_text("x")
         assert not synced
