@@ -219,21 +219,20 @@ def test_a_scan_that_is_missing_or_has_changed_is_refused(scans, tmp_path, caplo
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dmir.training import pack
-from dmir.training.pack import Scan, pack_scans
+from dmir.training.pack import Scan, pack_scans, packing
 
 def kill(*arguments, **keywords):
     os.kill(os.getpid(), signal.SIGKILL)
 
 scans, place = [Scan(p.stem, p, p.with_name(p.stem + "_labels.nii")) for p in map(Path, sys.argv[3:])], sys.argv[2]
 if place == "reading":
-    read = pack.read_image
-    pack.read_image = lambda path: kill() if path == scans[-2].image else read(path)
+    read = packing.read_image
+    packing.read_image = lambda path: kill() if path == scans[-2].image else read(path)
 elif place == "renaming":
     replace = Path.replace
     Path.replace = lambda path, target: kill() if target.name == "images.npy" else replace(path, target)
 else:
-    pack.json.dumps = kill
+    packing.json.dumps = kill
 pack_scans(sys.argv[1], scans)
 """
 
