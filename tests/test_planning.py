@@ -10,11 +10,12 @@ import torch
 from dmir import cli
 from dmir.config import parse_config, read_config
 from dmir.methods import syn
+from dmir.planning import network_costs, trial
 from dmir.planning import plan as planning
-from dmir.planning import trial
 from dmir.planning.device_speed import DeviceSpeed, measure_speed, roofline, roofline_seconds
-from dmir.planning.jobs import cohort_size, used_cohorts
+from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
 from dmir.planning.plan import Plan, Stage
+from dmir.planning.rows import Planner
 from dmir.planning.writing import describe
 from dmir.training.cost import Cost
 from dmir.workflow import Run
@@ -127,27 +128,27 @@ def test_what_was_measured_is_scaled_by_the_roofline(small, fast, monkeypatch):
     """A network that reaches a tenth of the roofline on the small grid is taken to reach it on the whole."""
     configuration = read_config(small)
     settings = configuration.method("voxelmorph")
-    whole = planning._count_one((settings, (32, 40, 48), "cpu"))
-    half = planning._count_one((settings, (16, 20, 24), "cpu"))
+    whole = network_costs._count_one((settings, (32, 40, 48), "cpu"))
+    half = network_costs._count_one((settings, (16, 20, 24), "cpu"))
     answer = {
         "step_s": 10 * roofline_seconds(half.step, SPEED, "float32"),
         "inference_s": 5 * roofline_seconds(half.inference, SPEED, "float32"),
     }
-    found = planning._scaled(settings, whole, half, answer, SPEED, False)
+    found = network_costs._scaled(settings, whole, half, answer, SPEED, False)
     assert found.step == pytest.approx(10 * roofline_seconds(whole.step, SPEED, "float32"))
     assert found.inference == pytest.approx(5 * roofline_seconds(whole.inference, SPEED, "float32"))
     assert found.basis == "scaled"
-    assert planning._scaled(settings, whole, None, {}, SPEED, False).basis == "roofline"
+    assert network_costs._scaled(settings, whole, None, {}, SPEED, False).basis == "roofline"
 
 
 def test_the_grid_to_measure_fits_into_time_and_memory(monkeypatch):
-    monkeypatch.setattr(planning, "free_memory", lambda device: 10e9)
+    monkeypatch.setattr(network_costs, "free_memory", lambda device: 10e9)
     shape, cpu = (160, 192, 224), torch.device("cpu")
-    assert planning._grid_to_measure(shape, 0.01, 1e9, cpu, 10.0) == shape
-    assert planning._grid_to_measure(shape, 0.01, 15e9, cpu, 10.0) == (120, 144, 168)
-    assert planning._grid_to_measure(shape, 1.0, 1e9, cpu, 4.0) == (80, 96, 112)
-    assert planning._grid_to_measure(shape, 1e6, 1e9, cpu, 4.0) == (32, 32, 34)
-    assert planning._grid_to_measure(shape, 1e6, 1e13, cpu, 4.0) is None
+    assert network_costs._grid_to_measure(shape, 0.01, 1e9, cpu, 10.0) == shape
+    assert network_costs._grid_to_measure(shape, 0.01, 15e9, cpu, 10.0) == (120, 144, 168)
+    assert network_costs._grid_to_measure(shape, 1.0, 1e9, cpu, 4.0) == (80, 96, 112)
+    assert network_costs._grid_to_measure(shape, 1e6, 1e9, cpu, 4.0) == (32, 32, 34)
+    assert network_costs._grid_to_measure(shape, 1e6, 1e13, cpu, 4.0) is None
 
 
 def test_a_job_is_never_divided_among_cards():
@@ -222,11 +223,11 @@ def test_json_holds_everything(small, fast, capsys):
 
 
 def test_a_pair_that_takes_longer_than_its_limit_is_a_note():
-    size = planning.CohortSize({"test": 1, "atlas": 1}, 1, 1, "data")
+    size = CohortSize({"test": 1, "atlas": 1}, 1, 1, "data")
     paper = read_config(ROOT / "config" / "paper.yaml")
     configuration = paper.model_copy(update={"timeout_minutes": 100})
     cpu = torch.device("cpu")
-    planner = planning._Planner(configuration, {"oasis": size}, {}, {}, SPEED, SPEED, cpu, threads=1, budget=0.0)
+    planner = Planner(configuration, {"oasis": size}, {}, {}, SPEED, SPEED, cpu, threads=1, budget=0.0)
     found = [planner._classical("syn", "oasis", size)]
     assert found[0].cpu_s > 6000
     text = describe(Plan(found, {}, SPEED, SPEED, 1, 1, {}, planner.notes(found)))

@@ -222,5 +222,27 @@ def _waiting(groups: dict[str, list[FieldShard]], widths: dict[str, int]) -> Lan
     return Lanes(groups, widths, waits)
 
 
+def disk_parts(configuration: Config, sizes: Mapping[str, CohortSize], jobs: int = 8) -> dict[str, float]:
+    """Return what stays on the disk and what fields come on top of it at their peak, 10^9 bytes, before compression.
+
+    Parameters
+    ----------
+    jobs
+        That run at once, of the three answers the second: fields are there from a registration's start to their
+        scoring's end, and scoring goes before registering.
+    """
+    parts = {f"stays: {what}": size for what, size in staying_bytes(configuration, sizes).items()}
+    parts["stays in all"] = sum(parts.values())
+    if not configuration.keep_fields:
+        shards = field_shards(configuration, configuration.methods, sizes)
+        largest = sorted((shard.size for shard in shards), reverse=True)
+        parts["fields on top while pairs are registered, all jobs at once (a cluster)"] = sum(largest)
+        parts[f"with {jobs} jobs at once, at most"] = sum(largest[:jobs])
+        room = room_for_fields(configuration, sizes)
+        if room is not None:
+            parts["under the quota, at most"] = lanes(shards, room).peak()
+    return {what: size / 1e9 for what, size in parts.items()}
+
+
 def _gb(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
