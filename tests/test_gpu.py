@@ -27,7 +27,7 @@ from test_other_device import SHAPE, STAGES, fresh, pair, quiet, smooth, trained
 from dmir import losses
 from dmir.errors import DmirError, InputError
 from dmir.fields import folded_voxels, resize_displacement, warp, warp_labels
-from dmir.methods import descent, network, refinement
+from dmir.methods import descent, network, network_device, refinement
 from dmir.networks import build, network_names
 from dmir.training import Scan, data, load_weights, train
 from dmir.training.data import load_bank
@@ -88,7 +88,7 @@ def test_a_network_gives_the_cpus_field(device, name, precision):
                 weight.add_(0.02 * torch.randn_like(weight))
             net.to(where)
             inputs = moving[0].to(where), fixed[0].to(where)
-            return network.displacement_of(net, *inputs, how)
+            return network_device.displacement_of(net, *inputs, how)
 
     require_close(field(device, precision), field(CPU, "float32"), CLOSE[precision])
 
@@ -255,7 +255,7 @@ def test_weights_of_a_card_are_read_anywhere(device, scans, tmp_path):
 @gpu
 def test_images_come_through_page_locked_memory(device, scans, tmp_path, monkeypatch):
     only_on_a_card(device)
-    assert network._to_tensor(pair()[0], device).is_pinned()
+    assert network_device.to_tensor(pair()[0], device).is_pinned()
     pack = pack_scans(tmp_path / "pack", scans)
     split = scans[:2], scans[2:3], scans[3:]
     resident = load_bank(*split, device=device, pack=pack)

@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from dmir import networks, registry
 from dmir.errors import DmirError, InputError
 from dmir.fields import integrate, load_field, onto_moving_grid, pair_field, save_field, warp
-from dmir.methods import describe, elastix, isolated, network, register
+from dmir.methods import describe, elastix, isolated, network, network_session, register
 from dmir.methods.isolated import register_isolated, register_pairs
 from dmir.training.weights import save_weights
 from dmir.volumes import Grid, Volume, read_image, reorient, write_volume
@@ -453,7 +453,7 @@ class Traffic:
         self.active = self.read = self.computed = self.written = 0
         self.most_fields = self.most_ahead = 0
         self.reading, self.writing = defaultdict(threading.Event), defaultdict(threading.Event)
-        read, save = network.read_image, network.save_field
+        read, save = network_session.read_image, network_session.save_field
 
         def watched_read(path, *rest):
             self.reading[Path(path).name.split(".")[0]].set()
@@ -463,8 +463,8 @@ class Traffic:
             self.writing[Path(path).name.split("__")[0]].set()
             return self.watched(save, pause, "written", path, *rest)
 
-        monkeypatch.setattr(network, "read_image", watched_read)
-        monkeypatch.setattr(network, "save_field", watched_save)
+        monkeypatch.setattr(network_session, "read_image", watched_read)
+        monkeypatch.setattr(network_session, "save_field", watched_save)
 
     def watched(self, function, pause, counter, *arguments):
         with self.lock:
@@ -529,7 +529,7 @@ def test_records_and_fields_keep_their_order_and_memory_is_bounded(overlap, many
 
 def test_what_is_interrupted_leaves_complete_fields_only(many, tmp_path, monkeypatch):
     interrupted = threading.Event()
-    save = network.save_field
+    save = network_session.save_field
 
     def slow_save(*arguments):
         assert interrupted.wait(20)  # so that it is under way when the interruption comes
@@ -540,7 +540,7 @@ def test_what_is_interrupted_leaves_complete_fields_only(many, tmp_path, monkeyp
             interrupted.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(network, "save_field", slow_save)
+    monkeypatch.setattr(network_session, "save_field", slow_save)
     with pytest.raises(KeyboardInterrupt):
         through(Watched(interrupt), many, tmp_path / "fields", monkeypatch, overlap=True)
     written = sorted(path.name for path in (tmp_path / "fields").iterdir())

@@ -223,11 +223,11 @@ def test_an_inference_waits_for_its_field_alone(name, precision):
     weights = [key for key in there.copies if key[2] == "methods/network:register"]  # network.to(device)
     copies = {key: count for key, count in there.copies.items() if key not in weights}
     assert copies == {
-        ("in", False, "methods/network:_Computer._put_there"): 1,
-        ("in", False, "methods/network:_Computer.register"): 1,
-        ("out", False, "methods/network:_Computer.register"): 1,
+        ("in", False, "methods/network_device:Computer._put_there"): 1,
+        ("in", False, "methods/network_device:Computer.register"): 1,
+        ("out", False, "methods/network_device:Computer.register"): 1,
     }
-    assert dict(there.waits) == {"methods/network:_Computer.register": 1}  # is it finite?
+    assert dict(there.waits) == {"methods/network_device:Computer.register": 1}  # is it finite?
     require_types(there, made_in(name, precision))
 
 
@@ -287,7 +287,7 @@ def test_a_refinement_stays_on_the_card_with_the_field_that_it_starts_from():
     assert not [
         key for key in there.copies if key[2].startswith(("methods/descending", "methods/refinement", "fields/"))
     ]
-    known = {"methods/network:_Computer.register", "methods/descending:_run", "methods/descending:_box"}
+    known = {"methods/network_device:Computer.register", "methods/descending:_run", "methods/descending:_box"}
     assert set(there.waits) == {*known, "fields/jacobian:folded_voxels.<locals>.folds"}
     assert there.waits["methods/descending:_run"] <= looks(4, 5) + looks(5, 5) + 2 * (1 + descending.HALVINGS)
 

@@ -245,7 +245,7 @@ def test_an_image_that_cannot_be_read_and_a_full_disk_are_no_failed_pairs(weight
     def save_field(path, *arguments):
         raise StorageError(path, reason="the disk is full", remedy="Make room.")
 
-    monkeypatch.setattr("dmir.methods.network.save_field", save_field)
+    monkeypatch.setattr("dmir.methods.network_session.save_field", save_field)
     with pytest.raises(StorageError, match=r"whole__atlas\.nii: the disk is full"):
         register_pairs([("whole", whole, "atlas", whole)], tmp_path / "fields", weights, device="cpu")
 
