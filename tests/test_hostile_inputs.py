@@ -40,7 +40,7 @@ from dmir.cohorts import SAFE_NAME, check_scan_table, scan_table
 from dmir.cohorts.layout import MAXIMUM_BYTES, MAXIMUM_CELLS, MAXIMUM_COLUMNS
 from dmir.cohorts.pickles import read_arrays
 from dmir.cohorts.splits import apply_split
-from dmir.config import Config, ConfigError, models, parse_config, read_config
+from dmir.config import Config, ConfigError, parse_config, read_config, sections
 from dmir.config.reading import MAXIMUM_ENTRIES, read_yaml
 from dmir.errors import DmirError, InputError
 from dmir.fields import load_field, save_field
@@ -767,7 +767,7 @@ def _hyperparameters_are_read_once():
     with pytest.MonkeyPatch.context() as patch:
         known = {name: networks.hyperparameter_names(name) for name in networks.network_names()}
         original = networks.hyperparameter_names
-        patch.setattr(models, "hyperparameter_names", lambda name: known.get(name) or original(name))
+        patch.setattr(sections, "hyperparameter_names", lambda name: known.get(name) or original(name))
         yield
 
 

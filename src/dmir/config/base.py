@@ -97,3 +97,11 @@ def models_in(annotation: Any) -> Iterator[type[Model]]:
 def _tags(model: type[Model]) -> set[Any]:
     literals = (field.annotation for field in model.model_fields.values() if field.is_required())
     return {tag for annotation in literals if get_origin(annotation) is Literal for tag in get_args(annotation)}
+
+
+def unique_mistakes(key: str, names: list) -> list[str]:
+    """Say what is wrong with a list of which each is to stand there once: nothing in it, or one more often."""
+    if not names:
+        return [f"{key}: found an empty list; expected at least one"]
+    repeated = sorted({str(n) for n in names if names.count(n) > 1})
+    return [f"{key}: {', '.join(repeated)} stands there more than once"] if repeated else []

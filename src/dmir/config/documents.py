@@ -13,15 +13,8 @@ from dmir import registry
 from dmir.cohorts.splits import split_names
 from dmir.config.base import models_in
 from dmir.config.cohorts import COHORT_MODELS, CohortKeys, source_of
-from dmir.config.models import (
-    Config,
-    Grid,
-    Network,
-    Preprocess,
-    Report,
-    Scores,
-    Training,
-)
+from dmir.config.models import Config
+from dmir.config.sections import Grid, Network, Preprocess, Report, Scores, Training
 from dmir.config.studies import Ablation, LambdaStudy
 from dmir.networks import hyperparameter_names, network_names
 from dmir.settings import Model
