@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmir.errors import InputError
-from dmir.networks import swin
+from dmir.networks import window_attention
 from dmir.networks.fusion import exchange
 from dmir.networks.swin import (
     CornerMerging,
@@ -18,6 +18,7 @@ from dmir.networks.swin import (
     WindowAttention,
     relative_position_index,
 )
+from dmir.networks.window_layout import window_layout
 
 CASES = [
     # grid, window
@@ -88,7 +89,7 @@ def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Te
 def test_values_and_gradients_agree_with_the_definition(
     monkeypatch, grid, window, shifted, mask_padding, scores_at_a_time
 ):
-    monkeypatch.setattr(swin, "SCORES_AT_A_TIME", scores_at_a_time)
+    monkeypatch.setattr(window_attention, "SCORES_AT_A_TIME", scores_at_a_time)
     module = attention(window, shifted, mask_padding=mask_padding, query_bias=True, key_value_bias=True)
     tokens, context = (torch.randn(2, *grid, 6, dtype=torch.float64) for _ in range(2))
     inputs = [x.requires_grad_() for x in (tokens, context, *module.parameters())]
@@ -101,8 +102,8 @@ def test_values_and_gradients_agree_with_the_definition(
 
 
 def test_a_layout_first_made_in_inference_mode_serves_training():
-    swin.window_layout.cache_clear()
-    swin._row_of_offset.cache_clear()
+    window_layout.cache_clear()
+    window_attention._row_of_offset.cache_clear()
     module = attention((2, 3, 2), True)
     tokens = torch.randn(1, 5, 5, 5, 6, dtype=torch.float64)
     with torch.inference_mode():
@@ -144,7 +145,7 @@ def test_padding_draws_no_weight_unless_asked_to(shifted):
 
 
 def test_windows_larger_than_the_grid_cost_no_more_than_the_grid():
-    layout = swin.window_layout((3, 8, 4), (5, 4, 7), (2, 2, 3), True, torch.device("cpu"), torch.float32)
+    layout = window_layout((3, 8, 4), (5, 4, 7), (2, 2, 3), True, torch.device("cpu"), torch.float32)
     assert layout.window == (3, 4, 4)
     assert layout.padded == (3, 8, 4)
     assert layout.roll == (0, 2, 0)
@@ -152,7 +153,7 @@ def test_windows_larger_than_the_grid_cost_no_more_than_the_grid():
 
 
 def test_one_mask_serves_all_windows_alike():
-    layout = swin.window_layout((40, 48, 56), (5, 6, 7), (2, 3, 3), True, torch.device("cpu"), torch.float32)
+    layout = window_layout((40, 48, 56), (5, 6, 7), (2, 3, 3), True, torch.device("cpu"), torch.float32)
     assert sum(layout.counts) == 512
     assert len(layout.masks) == 8  # in the middle or last, on each axis
     assert sum(mask is None for mask in layout.masks) == 1
