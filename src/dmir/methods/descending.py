@@ -35,9 +35,8 @@ from dmir.filters import (
     smooth_across_planes,
     smooth_in_planes,
 )
-from dmir.methods.descent import Watch
 from dmir.methods.similarity import Similarity, similarity_of
-from dmir.methods.stages import STAGES, Factors, Stage, levels
+from dmir.methods.stages import STAGES, Factors, Stage, Watch, levels
 from dmir.training.devices import choose_device, gpu_failures_told
 from dmir.volumes import Volume, same_grid
 

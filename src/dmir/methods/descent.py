@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from dmir.methods import stages as descending_stages
-from dmir.methods.stages import STAGES, Stage, levels, voxel_steps
+from dmir.methods.stages import STAGES, Stage, Watch, levels, voxel_steps
 from dmir.settings import MethodSettings, Model, PairCost, Positive
 from dmir.volumes import Volume
 
@@ -31,9 +31,6 @@ ONCE = 3e-7  # a voxel: the inverse, whether it folds
 BYTES_A_VOXEL = 140  # its largest resident set
 MOVED = 2000  # bytes that a voxel of a step reads and writes, by its operations: for a GPU
 KERNELS = 260  # a step
-
-Watch = Callable[[int, int, int, float], None]
-"""Told (stage, step, steps of the stage, similarity) as the descent goes on; the similarity is NaN where not read."""
 
 
 class StageSettings(Model):

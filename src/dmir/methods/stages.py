@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 FEWEST = 8  # voxels along an axis of a coarser level: fewer hold no anatomy
 Factors = tuple[float, float, float]
+Watch = Callable[[int, int, int, float], None]
+"""Told (stage, step, steps of the stage, similarity) as the descent goes on; the similarity is NaN where not read."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dmir.training.loggers import HistoryLogger
 from dmir.training.objective import NoNetwork
 from dmir.training.pack import Pack
 from dmir.training.ranks import followers
-from dmir.training.resume import ResumeFile, TrainingState, fingerprint, writing
+from dmir.training.resume import ResumeFile, TrainingState, fingerprint, how_to_go_on, writing
 from dmir.training.session import Session, TrainingData
 from dmir.training.settings import TrainingSettings
 from dmir.training.weights import save_weights
@@ -165,7 +165,7 @@ def train(
         processes or len(targets),
         method,
     )
-    with gpu_failures_told(partial(_how_to_go_on, resume)), _named(method, name), session.running():
+    with gpu_failures_told(partial(how_to_go_on, resume)), _named(method, name), session.running():
         bank, built, state = session.prepare()
         _require_same_kind_of_device(session, state)
         if state.step < chosen.steps:  # else it was killed between its last step and the writing of its results
@@ -193,14 +193,6 @@ def train(
     return result
 
 
-def follow(job: Mapping[str, Any], rank: int) -> None:
-    """Do the steps of a training together with the process that leads it: :func:`dmir.training.ranks.main`."""
-    session = Session.of_job(job, rank)
-    with gpu_failures_told(partial(_how_to_go_on, session.resume)), session.running():
-        bank, built, state = session.prepare()
-        session.fit(built, bank, state, None)
-
-
 @contextlib.contextmanager
 def _named(method: str, network: str) -> Iterator[None]:
     """Say of a class that is no network which method it is."""
@@ -209,12 +201,6 @@ def _named(method: str, network: str) -> Iterator[None]:
     except NoNetwork as error:
         where = f"settings.{method}, {network}" if method else network
         raise NoNetwork(where, found=error.found, expected=error.expected, remedy=error.remedy) from None
-
-
-def _how_to_go_on(resume: ResumeFile) -> str:
-    kept = resume.path is not None and resume.path.is_file()
-    then = "goes on from the last state that was kept" if kept else "starts this training anew"
-    return f"The same command, given again, {then}."
 
 
 def _require_same_kind_of_device(session: Session, state: TrainingState) -> None:

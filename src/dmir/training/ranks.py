@@ -2,7 +2,7 @@
 
 Every process runs the same steps on its share of each step's pairs (Lightning's DDP averages their gradients), and
 everything else happens in the leader alone: validation, history, state, results. The followers are started as
-``python -m dmir.training.ranks`` and not by forking or by starting the caller's own script again, which could be
+``python -m dmir.training.follower`` and not by forking or by starting the caller's own script again, which could be
 anything. They end with the leader, however it ends: when the pipe that it holds is closed.
 """
 
@@ -29,7 +29,7 @@ def followers(job: Mapping[str, Any], world_size: int) -> Iterator[None]:
     Parameters
     ----------
     job
-        What they are to do, for :func:`dmir.training.loop.follow`: anything JSON can hold.
+        What they are to do, for :func:`dmir.training.follower.follow`: anything JSON can hold.
     world_size
         Processes in all. With one, nothing happens.
     """
@@ -55,7 +55,7 @@ def followers(job: Mapping[str, Any], world_size: int) -> Iterator[None]:
 
 
 def _start(job: Mapping[str, Any], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dmir.training.ranks"]
+    command = [sys.executable, "-m", "dmir.training.follower"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **environment})
     assert process.stdin is not None
     process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -95,31 +95,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _end_with_the_leader() -> None:
-    sys.stdin.buffer.read()  # returns when the leader has closed the pipe, or is no more
-    os._exit(0)
-
-
-def main() -> None:
-    """Follow: do the leader's steps on this process's share of the pairs."""
-    from dmir.errors import DmirError
-    from dmir.training.stopping import ignore_signals
-
-    ignore_signals()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_the_leader, daemon=True).start()
-    from dmir.training.loop import follow
-
-    try:
-        follow(job, int(os.environ["LOCAL_RANK"]))
-    except DmirError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
-    threading.Event().wait()  # the leader validates, writes, and ends this process
-
-
-if __name__ == "__main__":
-    main()

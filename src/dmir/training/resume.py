@@ -172,3 +172,10 @@ class ResumeFile:
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
+
+
+def how_to_go_on(resume: ResumeFile) -> str:
+    """Say what the same command will do when it is given again."""
+    kept = resume.path is not None and resume.path.is_file()
+    then = "goes on from the last state that was kept" if kept else "starts this training anew"
+    return f"The same command, given again, {then}."

@@ -11,6 +11,8 @@ from dmir.config import Refinement
 from dmir.provenance import code_hash, code_record
 from dmir.workflow.facts import Facts, Wildcards
 
+TRAINING = ("dmir.training.loop", "dmir.training.follower")  # the second is started by its name, on several GPUs
+
 
 class Code(Facts):
     """The code of the jobs that depend on which source, network or method they are of."""
@@ -21,7 +23,7 @@ class Code(Facts):
 
     def network_code(self, wildcards: Wildcards) -> str:
         """Return the hash of what a training depends on: the training itself and the one network."""
-        return code_hash("dmir.training.loop", *registry.modules(self.method(wildcards.method).algorithm))
+        return code_hash(*TRAINING, *registry.modules(self.method(wildcards.method).algorithm))
 
     def method_code(self, wildcards: Wildcards) -> str:
         """Return the hash of what a registration depends on."""
@@ -58,6 +60,6 @@ class Code(Facts):
             *(part for name in methods if self.network_of(name) is None for part in self.modules_of(name)),
             *("dmir.methods.refinement" for name in methods if isinstance(self.method(name), Refinement)),
             *(part for name in networks for part in registry.modules(self.method(name).algorithm)),
-            *(["dmir.training.loop", "dmir.methods.network"] if networks else []),
+            *([*TRAINING, "dmir.methods.network"] if networks else []),
         }
         return code_record(*sorted(modules))
