@@ -29,7 +29,7 @@ FMRIPREP = (
 def only_own_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """The messages must not depend on which other sources there are."""
     monkeypatch.setattr(
-        "dmir.cohorts.SOURCES", {name: f"dmir.cohorts.{name}" for name in ("table", "lpba40", "ixi", "bids")}
+        "dmir.cohorts.sources.SOURCES", {name: f"dmir.cohorts.{name}" for name in ("table", "lpba40", "ixi", "bids")}
     )
 
 

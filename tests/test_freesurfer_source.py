@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dmir.cohorts import freesurfer
-from dmir.cohorts.layout import recognised
+from dmir.cohorts.sources import recognised
 from dmir.errors import InputError
 from dmir.structures import load_label_map, remap_labels
 from dmir.volumes import read_image, read_labels, read_mask, same_grid

@@ -25,7 +25,7 @@ NATIVE = ("S{:02d}.native.brain.bfc", "tissue/S{:02d}.native.tissue")
 def only_own_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """The messages must not depend on which other sources there are."""
     monkeypatch.setattr(
-        "dmir.cohorts.SOURCES", {name: f"dmir.cohorts.{name}" for name in ("table", "lpba40", "ixi", "bids")}
+        "dmir.cohorts.sources.SOURCES", {name: f"dmir.cohorts.{name}" for name in ("table", "lpba40", "ixi", "bids")}
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dmir.cohorts import learn2reg_oasis, neurite_oasis, oasis1
-from dmir.cohorts.layout import recognised
+from dmir.cohorts.sources import recognised
 from dmir.errors import InputError
 from dmir.volumes import read_image, read_labels, read_mask, same_grid
 

@@ -6,7 +6,6 @@ Adding one means one new file and one line in :data:`SOURCES`.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,21 +13,28 @@ from typing import Any
 
 import pandas as pd
 
+from dmir.cohorts.sources import SOURCES, default_orientation, folder_sources, source_table
 from dmir.doubts import doubt
 from dmir.errors import InputError, suggestion
 
-SOURCES = {
-    "simulated": "dmir.cohorts.simulated",
-    "donors": "dmir.cohorts.donors",
-    "table": "dmir.cohorts.table",
-    "neurite_oasis": "dmir.cohorts.neurite_oasis",
-    "learn2reg_oasis": "dmir.cohorts.learn2reg_oasis",
-    "oasis1": "dmir.cohorts.oasis1",
-    "freesurfer": "dmir.cohorts.freesurfer",
-    "lpba40": "dmir.cohorts.lpba40",
-    "ixi": "dmir.cohorts.ixi",
-    "bids": "dmir.cohorts.bids",
-}
+__all__ = [
+    "COLUMNS",
+    "REQUIRED",
+    "SAFE_NAME",
+    "SOURCES",
+    "SPLITS",
+    "check_pairs",
+    "check_scan_table",
+    "check_text",
+    "check_unseen",
+    "default_orientation",
+    "folder_sources",
+    "reference_scan",
+    "scan_table",
+    "source_table",
+    "stated_orientation",
+]
+
 COLUMNS = (
     *("scan", "subject", "session", "age", "split", "image", "labels", "mask", "truth"),
     *("source_id", "made_from"),
@@ -82,20 +88,6 @@ def scan_table(
     table = _without(table, exclude, where)
     check_scan_table(table, where, protocol=str(pairs))
     return table.reindex(columns=list(COLUMNS), fill_value="").reset_index(drop=True)
-
-
-def source_table(source: str, **parameters: Any) -> pd.DataFrame:
-    """Return the scans that a source finds, in its own order, maybe without a split; InputError as it says."""
-    if source not in SOURCES:
-        raise InputError(
-            "source", found=f"'{source}'", expected="a source of scans", remedy=suggestion(source, SOURCES)
-        )
-    return importlib.import_module(SOURCES[source]).scan_table(**parameters)
-
-
-def folder_sources() -> list[str]:
-    """Return the sources that read a folder of scans in a known layout."""
-    return [name for name, module in SOURCES.items() if hasattr(importlib.import_module(module), "recognises")]
 
 
 def check_pairs(table: pd.DataFrame, protocol: str | Path, *, tested: bool, trained: Iterable[str]) -> int:
@@ -165,17 +157,6 @@ def check_unseen(tables: Mapping[str, pd.DataFrame], origins: Mapping[str, str],
                 expected="other people in test than in the train and val of the training cohort",
                 remedy="Choose splits that keep them apart.",
             )
-
-
-def default_orientation(source: str, **parameters: Any) -> str | None:
-    """Return the axis codes that a source states for its files because their headers cannot be trusted, or None.
-
-    A source has a constant ``ORIENTATION``, or a function ``orientation`` of its parameters, or neither.
-    """
-    module = importlib.import_module(SOURCES[source])
-    if hasattr(module, "orientation"):
-        return module.orientation(**parameters)
-    return getattr(module, "ORIENTATION", None)
 
 
 def stated_orientation(cohort: Any) -> str | None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from dmir.cohorts.ages import bids_ages, plain_name
-from dmir.cohorts.layout import person_and_session, require_files, require_layout
+from dmir.cohorts.layout import person_and_session, require_files
+from dmir.cohorts.sources import require_layout
 from dmir.doubts import doubt
 from dmir.errors import InputError, suggestion
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmir.cohorts.layout import person_and_session, read_bounded, require_layout
+from dmir.cohorts.layout import person_and_session, read_bounded
+from dmir.cohorts.sources import require_layout
 from dmir.errors import InputError, suggestion
 
 WHERE = (

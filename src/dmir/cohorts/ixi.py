@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dmir.cohorts.layout import require_files, require_layout
+from dmir.cohorts.layout import require_files
 from dmir.cohorts.pickles import read_arrays
+from dmir.cohorts.sources import require_layout
 from dmir.errors import InputError, suggestion
 from dmir.volumes import Volume, with_orientation, write_volume
 

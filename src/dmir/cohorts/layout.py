@@ -1,15 +1,13 @@
-"""What the sources on disk share: is this the layout, is it complete, whose scan is it, what do its tables say?"""
+"""What the sources on disk share: is a folder complete, whose scan is it, what do its tables say?"""
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import warnings
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 
@@ -40,44 +38,6 @@ def person_and_session(name: str) -> tuple[str, str]:
         if match:
             return match["subject"], match["session"] or ""
     return name, ""
-
-
-def require_layout(folder: str | Path, source: str) -> Path:
-    """Return the folder as a path when it has the layout of a source.
-
-    Raises
-    ------
-    InputError
-        There is no such folder, or it looks different; the message says what to get and where, or which other source
-        recognises the folder.
-    """
-    from dmir.cohorts import SOURCES
-
-    folder = Path(folder)
-    module = importlib.import_module(SOURCES[source])
-    expected = f"a folder as the source {source} has it"
-    if not folder.is_dir():
-        raise InputError(folder, found="no such folder", expected=expected, remedy=_where(module, folder))
-    if module.recognises(folder):
-        return folder
-    others = [name for name in SOURCES if name != source and recognised(name, folder)]
-    remedy = f"It looks like {' or '.join(others)}: name that as the source." if others else _where(module, folder)
-    names = sorted(path.name for path in folder.iterdir())
-    inside = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    raise InputError(folder, found=f"another layout ({inside or 'an empty folder'})", expected=expected, remedy=remedy)
-
-
-def _where(module: ModuleType, folder: Path) -> str:
-    """Tell what to get and where, and how the folder at hand must then look."""
-    return str(module.WHERE).replace("<folder>", str(folder))
-
-
-def recognised(source: str, folder: Path) -> bool:
-    """Tell whether a folder has the layout of a source; a source that reads no folder recognises none."""
-    from dmir.cohorts import SOURCES
-
-    recognises = getattr(importlib.import_module(SOURCES[source]), "recognises", None)
-    return bool(recognises and recognises(folder))
 
 
 def read_bounded(path: Path, expected: str) -> bytes:

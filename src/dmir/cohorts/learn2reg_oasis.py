@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from dmir.cohorts.layout import read_bounded, require_files, require_layout
+from dmir.cohorts.layout import read_bounded, require_files
+from dmir.cohorts.sources import require_layout
 from dmir.errors import InputError
 
 WHERE = (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dmir.cohorts.layout import require_layout
+from dmir.cohorts.sources import require_layout
 from dmir.errors import InputError, suggestion
 
 WHERE = (

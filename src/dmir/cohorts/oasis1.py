@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from dmir.cohorts.freesurfer import finished_scans
-from dmir.cohorts.layout import person_and_session, read_bounded, read_text_table, require_files, require_layout
+from dmir.cohorts.layout import person_and_session, read_bounded, read_text_table, require_files
+from dmir.cohorts.sources import require_layout
 from dmir.errors import InputError, suggestion
 
 WHERE = (
