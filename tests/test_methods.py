@@ -265,9 +265,9 @@ os.kill(os.getpid(), signal.SIGSEGV)
 GIVES_NAN = """
 import sys
 import numpy as np
-import dmir.methods
+import dmir.methods.calling
 from dmir.methods import isolated
-dmir.methods.register = lambda moving, fixed, method: np.full((3, *fixed.shape), np.nan, np.float32)
+dmir.methods.calling.register = lambda moving, fixed, method: np.full((3, *fixed.shape), np.nan, np.float32)
 sys.exit(isolated.main(sys.argv[1:]))
 """
 
@@ -319,11 +319,11 @@ sys.exit(isolated.main(sys.argv[1:]))
 """
 OUT_OF_MEMORY = """
 import sys
-import dmir.methods
+import dmir.methods.calling
 from dmir.methods import isolated
 def register(moving, fixed, method):
     raise MemoryError
-dmir.methods.register = register
+dmir.methods.calling.register = register
 sys.exit(isolated.main(sys.argv[1:]))
 """
 

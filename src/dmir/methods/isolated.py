@@ -254,7 +254,7 @@ def peak_memory_mb() -> float:
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Do what a request asks, in this process, and return what was measured."""
     from dmir.fields import save_field
-    from dmir.methods import load_libraries
+    from dmir.methods.calling import load_libraries
     from dmir.volumes import read_image
 
     method, parameters = request["method"], request["parameters"]
@@ -284,7 +284,7 @@ def _registered(request: Mapping[str, Any], moving: Volume, fixed: Volume) -> tu
     import numpy as np
 
     from dmir.fields import inverse_consistency
-    from dmir.methods import register, surroundings
+    from dmir.methods.calling import register, surroundings
     from dmir.training.devices import choose_device, device_name
     from dmir.training.devices import peak_memory_mb as device_memory_mb
     from dmir.volumes import before_planes

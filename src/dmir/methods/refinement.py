@@ -185,7 +185,7 @@ def register(
     options: dict[str, Any] = {"noise": noise, "tolerance": tolerance, "check_every": check_every, "stages": stages}
     options |= {"pyramid_smoothing": pyramid_smoothing, "margin": margin, "watch": watch}
     if of is not None:
-        from dmir.methods import register as register_with_method
+        from dmir.methods.calling import register as register_with_method
 
         parameters = dict(of)
         field = register_with_method(moving, fixed, parameters.pop("algorithm"), **parameters)

@@ -18,7 +18,7 @@ import torch
 from dmir.doubts import Doubt
 from dmir.errors import InputError
 from dmir.fields import folded_voxels, inverse_residual, invert, onto_moving_grid, warp, warp_labels
-from dmir.methods import describe, register
+from dmir.methods.calling import describe, register
 from dmir.methods.geometry import geometry
 from dmir.methods.network_grid import network_grid
 from dmir.preprocess import assess, brain_mask, estimate_affine, normalise, resample
