@@ -24,7 +24,7 @@ from torch import nn
 
 from dmir.archives import check_archive
 from dmir.errors import InputError
-from dmir.networks import build
+from dmir.networks.building import build
 from dmir.networks.swin import relative_position_index
 
 CONVERTIBLE = ("voxelmorph", "vit_v_net", "transmorph")
