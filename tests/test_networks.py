@@ -14,7 +14,7 @@ from dmir.errors import InputError
 from dmir.fields import jacobian_determinant, warp
 from dmir.losses import diffusion, mse
 from dmir.networks import build, hyperparameter_names, network_names
-from dmir.networks.blocks import UpsamplingBlock
+from dmir.networks.blocks import UpsamplingBlock, padded_convolution
 from dmir.networks.caml import _carried, _coarsened
 from dmir.networks.fusion import BlockSettings, CrossAttentionBlock, exchange
 
@@ -411,3 +411,48 @@ def test_drop_path_drops_both_images_of_a_pair_or_neither():
     assert set(kept.tolist()) == {0.0, 2.0}
     assert torch.equal(kept[:8], kept[8:])
     assert block.eval()._dropped(update) is update
+
+
+def test_bfloat16_learns_from_two_planes_what_float32_learns():
+    """Of a weight over two planes torch's own gradient is what was in that memory before, on CPUs with bfloat16."""
+    volume, weight = torch.randn(1, 16, 2, 4, 4), torch.randn(32, 16, 3, 3, 3)
+    for seed in range(4):
+        generator, gradients = torch.Generator().manual_seed(seed), []
+        direction = torch.randn(1, 32, 2, 4, 4, generator=generator)
+        for dtype in (torch.float32, torch.bfloat16):
+            occupied = [torch.full((weight.numel(),), 1e30) for _ in range(4)]
+            del occupied
+            learnt = weight.detach().to(dtype).requires_grad_()
+            padded_convolution(volume.to(dtype), learnt).backward(direction.to(dtype))
+            gradients.append(learnt.grad.float())
+        torch.testing.assert_close(gradients[1], gradients[0], atol=0.2, rtol=0.05)
+
+
+def test_no_network_convolves_two_planes_in_another_way(monkeypatch):
+    planes, convolve = [], F.conv3d
+
+    def watched(volume, weight, *rest, stride=1, padding=0, **options):
+        low = torch.is_autocast_enabled("cpu") or volume.dtype == torch.bfloat16
+        if low and weight.shape[2] == 3 and stride in (1, (1, 1, 1)) and padding in (1, (1, 1, 1)):
+            planes.append(volume.shape[2])
+        return convolve(volume, weight, *rest, stride=stride, padding=padding, **options)
+
+    def within_a_module(self, volume, weight, bias):
+        return watched(volume, weight, bias, stride=self.stride, padding=self.padding)
+
+    monkeypatch.setattr(F, "conv3d", watched)
+    monkeypatch.setattr(nn.Conv3d, "_conv_forward", within_a_module)
+    for name in NAMES:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            small(name)(*images(16, 16, 16))
+    assert 4 in planes and 2 not in planes
+
+
+def test_a_padded_convolution_is_torchs_own():
+    volume, weight, bias = torch.randn(2, 4, 2, 5, 6), torch.randn(3, 4, 3, 3, 3), torch.randn(3)
+    expected = torch.nn.functional.conv3d(volume, weight, bias, padding=1)
+    torch.testing.assert_close(padded_convolution(volume, weight, bias), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = padded_convolution(volume, weight, bias)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.02)

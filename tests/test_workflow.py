@@ -229,7 +229,7 @@ def test_without_a_quota_nothing_waits_and_with_one_each_waits_for_a_place(make_
     tight = make_run(methods=["affine", "syn"], disk_quota_gb=(staying + 2.5 * fields_of_a_pair) / 1e9)
     turns = [tight.turn_of_shard(at(cohort="own", method=m, model="none", shard=s)) for m, s in PLACES]
     assert turns[0] is None and all(turns[1:])
-    assert turns[1] == "results/scores/own/affine/none/shard000.read"  # an example is made of its fields as well
+    assert turns[1] == "results/scores/own/affine/none/shard000.pairs.parquet"
     assert turns[2] == "results/scores/own/affine/none/shard001.pairs.parquet"
 
 

@@ -130,7 +130,30 @@ def convolve(volume: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     volume = fastest_layout(volume)
     if volume.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and volume.dtype == torch.float32:
         return _Convolution.apply(volume, weight, bias)
-    return fastest_layout(F.conv3d(volume, weight, bias, padding=1))
+    return fastest_layout(padded_convolution(volume, weight, bias))
+
+
+def padded_convolution(volume: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Convolve a volume (B, C, D, H, W) 3x3x3, padded with zeros.
+
+    On CPUs with bfloat16, torch 2.13 leaves the weight's gradient unwritten where there are two planes: whatever was in
+    that memory, up to infinity, would be learnt from. A third plane, of zeros, changes no number and has a gradient.
+    """
+    two_planes = volume.shape[2] == 2 and volume.device.type == "cpu"
+    if two_planes and (volume.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+        return F.conv3d(F.pad(volume, [0, 0, 0, 0, 0, 1]), weight, bias, padding=1)[:, :, :2]
+    return F.conv3d(volume, weight, bias, padding=1)
+
+
+class PaddedConvolution(nn.Conv3d):
+    """Convolution 3x3x3, padded with zeros, as a module: see :func:`padded_convolution`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=bias)
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, D, H, W) -> (B, out_channels, D', H', W')."""
+        return padded_convolution(volume, self.weight, self.bias) if self.stride[0] == 1 else super().forward(volume)
 
 
 class _Convolution(torch.autograd.Function):

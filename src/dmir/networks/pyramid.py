@@ -14,6 +14,7 @@ from torch import nn
 from dmir.errors import InputError
 from dmir.fields import compose, resize_displacement, warp
 from dmir.networks.blocks import (
+    PaddedConvolution,
     ResidualBlock,
     fastest_layout,
     require_levels,
@@ -35,7 +36,7 @@ class NormalisedConvolution(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         # no bias: the normalisation would take it away again
-        self.convolution = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.convolution = PaddedConvolution(in_channels, out_channels, stride, bias=False)
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, D, H, W) -> (B, out_channels, D', H', W')."""
@@ -70,7 +71,7 @@ class Level(nn.Module):
         width = heads * head_channels
         self.radius = radius
         self.skip = ResidualBlock(channels) if rbsc else nn.Identity()
-        self.tokens = nn.Conv3d(channels, width, 3, padding=1)
+        self.tokens = PaddedConvolution(channels, width)
         self.finer_tokens = None if finer is None else nn.Conv3d(finer, width, 1)
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
         self.mixing = _mean_of_heads(heads if finer is None else 2 * heads)
@@ -225,7 +226,7 @@ def _pooled(finer: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
 
 def _mean_of_heads(heads: int) -> nn.Conv3d:
     """Return a convolution 3x3x3 of the offsets (3 a head) that starts as nearly the mean over the heads."""
-    mixing = nn.Conv3d(3 * heads, 3, 3, padding=1)
+    mixing = PaddedConvolution(3 * heads, 3)
     assert mixing.bias is not None
     nn.init.normal_(mixing.weight, std=1e-3)
     nn.init.zeros_(mixing.bias)
