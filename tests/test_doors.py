@@ -570,8 +570,10 @@ def test_the_example_of_other_methods_is_valid_and_names_files_that_are_there(mo
     assert configuration.takes_card("fireants") and not configuration.takes_card("greedy")
 
 
-@pytest.mark.parametrize(("name", "library"), [("greedy", "picsl_greedy"), ("convexadam", "convexAdam")])
-def test_greedy_and_convexadam_find_what_was_done(name, library, pair, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "library"), [("greedy", "picsl_greedy"), ("convexadam", "convexAdam"), ("fireants", "fireants")]
+)
+def test_greedy_convexadam_and_fireants_find_what_was_done(name, library, pair, monkeypatch):
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     monkeypatch.chdir(ROOT)
