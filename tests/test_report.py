@@ -840,3 +840,12 @@ def test_the_table_of_trainings_says_what_was_gained_and_what_it_cost():
     assert "bf16" in table.attrs["note"] and "cpu (x)" in table.attrs["note"]
     with pytest.raises(InputError, match="val_dice"):
         training_table({("caml", "seed1"): (history[["step"]], summary)})
+    other, failed = {**summary, "pairs": "all"}, {"steps": 40, "failed": "no network"}
+    table = training_table({("a", "1"): (history, {**summary, "pairs": "scan_to_atlas"}), ("b", "1"): (history, other)})
+    assert "which differ here (all, scan_to_atlas)" in table.attrs["note"] and "failed" not in table.attrs["note"]
+    table = training_table({("a", "1"): (history, summary), ("b", "seed1"): (history[:0], failed)})
+    assert (
+        table.loc[1, ["method", "steps"]].tolist() == ["b", 40]
+        and table.loc[1, "parameters":].drop("steps").isna().all()
+    )
+    assert table.attrs["note"].endswith("The training of b/seed1 failed: no network")

@@ -274,6 +274,11 @@ def training_table(models: Mapping[tuple[str, str], tuple[pd.DataFrame, Mapping[
             "first step and of the weights that are kept. Training time and memory include validation; measured on "
             f"{training_devices(summaries)}, precision {' / '.join(precisions)}.",
         )
+    if len(pairs := sorted({str(summary.get("pairs")) for summary in summaries})) > 1:
+        notes.append(
+            f"Validation pairs are made as those of training are, which differ here ({', '.join(pairs)}): "
+            "the validation Dice of two networks is to be compared where they have the same."
+        )
     table.attrs["note"] = "\n\n".join(notes)
     return table
 
