@@ -67,6 +67,8 @@ def put(*path_and_value):
         (put("methods", ["syn", "syn"]), "methods", "more than once"),
         (put("seeds", list(range(200))), "for each of the seeds", "expected at most 1000"),
         (put("settings", "caml", "seeds", list(range(200))), "for each of the seeds", "expected at most 1000"),
+        (put("seeds", [-1]), "seeds.0", "greater than or equal to 0"),
+        (put("seeds", [True]), "seeds.0", "found True"),
         (put("settings", "caml", "seeds", []), "settings.caml", "empty list"),
         (put("settings", "caml", "seeds", [2, 2]), "settings.caml", "2 stands there more than once"),
         (put("settings", "../x", {"algorithm": "syn"}), "../x", "letters, digits"),

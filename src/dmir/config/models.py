@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from dmir import registry
 from dmir.config.base import mistakes_of, unique_mistakes
 from dmir.config.cohorts import Cohort, CohortKeys
-from dmir.config.sections import Grid, Network, Preprocess, Report, Scores, Training
+from dmir.config.sections import Grid, Network, Preprocess, Report, Scores, Seed, Training
 from dmir.config.studies import STUDIES, Ablation, LambdaStudy, Variant, ablation_variants, lambda_variants
 from dmir.errors import InputError, suggestion
 from dmir.methods.refinement import Settings as Refinement
@@ -38,7 +38,7 @@ class Config(Model):
     """The cohorts that the methods are compared on."""
     methods: list[str]
     """The rows of the tables, in their order; each is a key of `settings`, or the plain name of an algorithm."""
-    seeds: list[int] = [1]
+    seeds: list[Seed] = [1]
     """One model of each network a seed."""
     pairs_per_job: Annotated[int, Field(ge=1)] | None = None
     """Pairs that one job registers, and another scores; none: computed for each method from what a pair takes, so that

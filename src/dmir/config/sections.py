@@ -11,6 +11,8 @@ from dmir.errors import suggestion
 from dmir.networks import hyperparameter_names
 from dmir.settings import MethodSettings, Model, Positive
 
+Seed = Annotated[int, Field(ge=0, strict=True)]  # a model's name: seed1
+
 Shape = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 
 
@@ -113,7 +115,7 @@ class Network(MethodSettings):
     """Hyperparameters of the network, by the names of its constructor."""
     training: dict[str, Any] = {}
     """Keys of `training` that differ for this method."""
-    seeds: list[int] | None = Field(default=None, exclude=True)  # no trained model depends on what others there are
+    seeds: list[Seed] | None = Field(default=None, exclude=True)  # no trained model depends on what others there are
     """One model a seed, of this network alone; none: the seeds of all."""
 
     @model_validator(mode="after")
