@@ -473,7 +473,7 @@ def test_fields_of_elsewhere_are_read_by_the_names_of_their_pairs(pair):
 
 
 def forget():
-    for name in ("code_hash", "source_of", "_imports", "_tree", "_meaning"):
+    for name in ("code_hash", "source_of", "_imports", "_read"):
         getattr(provenance, name).cache_clear()
 
 

@@ -23,7 +23,7 @@ def package(tmp_path, monkeypatch):
 
 
 def forget():
-    for name in ("code_hash", "source_of", "_imports", "_tree", "_meaning"):
+    for name in ("code_hash", "source_of", "_imports", "_read"):
         getattr(provenance, name).cache_clear()
 
 

@@ -11,12 +11,14 @@ import ast
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.split(".")[0]
 ROOT = Path(__file__).parent
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")  # where statements have statements
 LENGTH = 16  # hexadecimal digits: 64 bits tell files of one project apart
 
 
@@ -122,17 +124,17 @@ def _imports(name: str) -> tuple[str, ...]:
     path = source_of(name)
     assert path is not None
     names: list[str] = []
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
+    for statement in _read(path)[0]:
+        if isinstance(statement, ast.Import):
+            names += [alias.name for alias in statement.names]
+        else:
+            base = statement.module or ""
+            if statement.level:
                 package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-                for _ in range(node.level - 1):
+                for _ in range(statement.level - 1):
                     package = package.rpartition(".")[0]
                 base = f"{package}.{base}".rstrip(".")
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            names += [base, *(f"{base}.{alias.name}" for alias in statement.names)]
     if name.endswith(".py"):
         return tuple(filter(None, (_beside(path, n) for n in names)))
     own = {PACKAGE, name.split(".")[0]}
@@ -148,19 +150,33 @@ def _beside(path: Path, name: str) -> str | None:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
+def _read(path: Path) -> tuple[list[ast.Import | ast.ImportFrom], str]:
+    """Return what a file imports, and a hash of its syntax tree without docstrings; no tree is kept in memory."""
     if path.suffix != ".py":  # compiled
-        return ast.Module([ast.Expr(ast.Name(file_hash(path)))], [])
-    return ast.parse(path.read_text())
-
-
-@cache
-def _meaning(path: Path) -> str:
-    """Return the syntax tree as text, without docstrings."""
-    tree = _tree(path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
+        return [], file_hash(path)
+    tree = ast.parse(path.read_text())
+    imports = []
+    for statement in _statements(tree):
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            imports.append(statement)
+        elif isinstance(statement, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = statement.body[0] if statement.body else None
             if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+                statement.body = statement.body[1:] or [ast.Pass()]
+    return imports, hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield a tree and its statements, those within others too; what they consist of is a hundred times as much."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in BODIES:
+            waiting += getattr(node, name, ())
+
+
+def _meaning(path: Path | None) -> str:
+    """Return a hash of the code in a file; comments, docstrings and layout do not count."""
+    assert path is not None
+    return _read(path)[1]

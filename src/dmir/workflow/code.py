@@ -27,23 +27,22 @@ class Code(Facts):
 
     def method_code(self, wildcards: Wildcards) -> str:
         """Return the hash of what a registration depends on."""
-        name = self.network_of(wildcards.method)
-        if name is None:
-            code = code_hash("dmir.methods.isolated", *self.modules_of(wildcards.method))
-            return code + self._state_of(wildcards.method)
-        refined = isinstance(self.method(wildcards.method), Refinement)
-        refinement = ["dmir.methods.refinement"] if refined else []
-        return code_hash("dmir.methods.network", *registry.modules(self.method(name).algorithm), *refinement)
-
-    def _state_of(self, method: str) -> str:
-        """Return the hash of programs and files that a method without weights depends on; mostly there are none."""
-        if method not in self._states:
-            self._states[method] = registry.state(self.method(method).algorithm, self.configuration.parameters(method))
-        return self._states[method]
+        if wildcards.method not in self._codes:  # of each method once, and not of each of its hundreds of jobs
+            self._codes[wildcards.method] = self._code_of(wildcards.method)
+        return self._codes[wildcards.method]
 
     @cached_property
-    def _states(self) -> dict[str, str]:
+    def _codes(self) -> dict[str, str]:
         return {}
+
+    def _code_of(self, method: str) -> str:
+        name = self.network_of(method)
+        if name is None:
+            state = registry.state(self.method(method).algorithm, self.parameters_of(method))
+            return code_hash("dmir.methods.isolated", *self.modules_of(method)) + state
+        refined = isinstance(self.method(method), Refinement)
+        refinement = ["dmir.methods.refinement"] if refined else []
+        return code_hash("dmir.methods.network", *registry.modules(self.method(name).algorithm), *refinement)
 
     def modules_of(self, method: str) -> list[str]:
         """Return the modules of a method without weights: of a refinement, those of what it refines too."""

@@ -68,7 +68,7 @@ class Facts:
         To train, for the methods that are compared.
     studies
         Study -> its rows.
-    method, network_of, models_of
+    method, parameters_of, network_of, models_of
         As the configuration's own, each asked once: there are thousands of jobs.
     settings_as_json
         Method -> its complete settings.
@@ -93,6 +93,7 @@ class Facts:
         self.networks = configuration.networks()
         self.studies = {name: configuration.variants(name) for name in STUDIES}
         self.method = cache(configuration.method)
+        self.parameters_of = cache(configuration.parameters)
         self.network_of = cache(configuration.network_of)
         self.models_of = cache(configuration.models_of)
         self.settings_as_json = cache(self._settings_as_json)

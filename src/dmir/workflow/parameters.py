@@ -90,7 +90,7 @@ class Parameters(Facts):
     def parameters_of_method(self, wildcards: Wildcards) -> dict[str, Any]:
         """Return what a method without weights is given: its algorithm and its parameters."""
         method = wildcards.method
-        return {"algorithm": self.method(method).algorithm, **self.configuration.parameters(method)}
+        return {"algorithm": self.method(method).algorithm, **self.parameters_of(method)}
 
     def expected_weights(self, wildcards: Wildcards) -> dict[str, Any]:
         """Return what the weights of a method must be of; weights of another configuration are refused."""
