@@ -91,7 +91,7 @@ FULL_DISKS = {
         16 * PAGE,
         {rf"registered/simulated/{run}/shard000/\S+\.nii" for run in ("affine/none", "syn/none", "voxelmorph/seed1")},
     ),
-    "evaluate": ("evaluate_all", 4 * PAGE, {r"scores/simulated/\w+/\w+/shard000\.\w+\.parquet"}),
+    "evaluate": ("evaluate_all", 4 * PAGE, {r"registered/simulated/\w+/\w+/examples-shard000/\S+\.npz"}),
     "report": (TARGETS[0], 2 * PAGE, {r"tables/statistics_simulated\.\w+"}),  # run.json takes two
 }
 
