@@ -139,8 +139,8 @@ def padded_convolution(volume: torch.Tensor, weight: torch.Tensor, bias: torch.T
     On CPUs with bfloat16, torch 2.13 leaves the weight's gradient unwritten where there are two planes: whatever was in
     that memory, up to infinity, would be learnt from. A third plane, of zeros, changes no number and has a gradient.
     """
-    two_planes = volume.shape[2] == 2 and volume.device.type == "cpu"
-    if two_planes and (volume.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+    low = volume.dtype == torch.bfloat16 or torch.is_autocast_enabled(volume.device.type)
+    if low and volume.shape[2] == 2:  # on every device: so small a volume costs nothing
         return F.conv3d(F.pad(volume, [0, 0, 0, 0, 0, 1]), weight, bias, padding=1)[:, :, :2]
     return F.conv3d(volume, weight, bias, padding=1)
 
