@@ -278,6 +278,9 @@ def test_what_is_not_the_networks_fault_ends_the_training(pair, tmp_path):
     for error in (file, disk, MemoryError()):
         with pytest.raises(type(error)), failure_kept("net.py:Net", {}, grid, tmp_path / "model", **kept):
             raise error
+    greedy = network("torch.empty(10**15)")
+    with pytest.raises(RuntimeError, match="allocat"), failure_kept("net.py:Net", {}, grid, tmp_path / "model", **kept):
+        greedy(*torch.zeros(2, 1, 1, *SHAPE))
     with pytest.raises(ZeroDivisionError), failure_kept("voxelmorph", {}, grid, tmp_path / "model", **kept):
         raise ZeroDivisionError
     assert not (tmp_path / "model").exists()

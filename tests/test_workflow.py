@@ -357,7 +357,7 @@ def change(monkeypatch):
 
 def hashes(run):
     """Return job -> the hash of its code, as a run that begins now finds it."""
-    run._codes.clear()
+    run.code_of_method.cache_clear()
     return {
         **{f"register {m}": run.method_code(at(method=m)) for m in run.configuration.methods},
         **{f"train {m}": run.network_code(at(method=m)) for m in run.networks},

@@ -28,6 +28,7 @@ from dmir.volumes import Grid, atomic_path
 
 log = logging.getLogger(__name__)
 
+NO_MEMORY = "DefaultCPUAllocator"  # of torch's RuntimeError where main memory does not suffice
 HISTORY = ("step", "loss", "similarity", "regularisation", "val_dice", "seconds")
 
 
@@ -68,7 +69,7 @@ def failure_kept(
 
 def _is_its_own(error: Exception, entry: registry.Entry) -> bool:
     """Tell whether an error is the network's own: it is no network, diverges, or its code raised it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError | OSError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | OSError) or NO_MEMORY in str(error):
         return False
     if isinstance(error, InputError) and error.where.startswith(f"{entry.source}: "):
         return True

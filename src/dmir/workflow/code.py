@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache, cached_property
 from typing import Any
 
 from dmir import registry
@@ -27,13 +28,12 @@ class Code(Facts):
 
     def method_code(self, wildcards: Wildcards) -> str:
         """Return the hash of what a registration depends on."""
-        if wildcards.method not in self._codes:  # of each method once, and not of each of its hundreds of jobs
-            self._codes[wildcards.method] = self._code_of(wildcards.method)
-        return self._codes[wildcards.method]
+        return self.code_of_method(wildcards.method)
 
     @cached_property
-    def _codes(self) -> dict[str, str]:
-        return {}
+    def code_of_method(self) -> Callable[[str], str]:
+        """The same by a method's name, found once for its hundreds of jobs."""
+        return cache(self._code_of)
 
     def _code_of(self, method: str) -> str:
         name = self.network_of(method)

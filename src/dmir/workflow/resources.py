@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property, partial
 from math import ceil
 
 from dmir.planning.costs import registration_memory_mb
@@ -45,14 +45,12 @@ class Resources(Parameters):
 
     def classical_memory(self, wildcards: Wildcards, attempt: int) -> int:
         """Return the memory of a shard of a method without weights: more each attempt."""
-        method = wildcards.method
-        if method not in self._memories:
-            self._memories[method] = registration_memory_mb(self.configuration, method)
-        return attempt * self._memories[method]
+        return attempt * self.registration_memory(wildcards.method)
 
     @cached_property
-    def _memories(self) -> dict[str, int]:
-        return {}
+    def registration_memory(self) -> Callable[[str], int]:
+        """Method -> MB, found once for its hundreds of jobs."""
+        return cache(partial(registration_memory_mb, self.configuration))
 
     def classical_runtime(self, wildcards: Wildcards, attempt: int) -> int:
         """Return the minutes of a shard: as long as every pair may take, and longer each attempt."""
