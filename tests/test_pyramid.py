@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dmir.errors import InputError
+from dmir.fields import jacobian_determinant
 from dmir.networks import build
 from dmir.networks.matching import SLAB_ELEMENTS, expected_offset, neighbours
 
@@ -107,8 +108,29 @@ def test_the_finest_level_is_at_full_or_at_half_resolution(field_downsampling):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("heads", [1, 2]), ("channels", []), ("radius", 0), ("head_channels", 0), ("field_downsampling", 3)],
+    [
+        ("heads", [1, 2]),
+        ("channels", []),
+        ("radius", 0),
+        ("head_channels", 0),
+        ("integration_steps", -1),
+        ("field_downsampling", 3),
+    ],
 )
 def test_what_makes_no_network_is_refused_by_name(key, value):
     with pytest.raises(InputError, match=key):
         build("pyramid", (16, 16, 16), **{**SMALL, key: value})
+
+
+def test_what_a_level_adds_is_integrated_and_does_not_fold():
+    folds = {}
+    for steps in (0, 4):
+        torch.manual_seed(0)
+        network = build("pyramid", (16, 16, 16), **SMALL, integration_steps=steps)
+        with torch.no_grad():
+            for level in network.levels:
+                level.mixing.weight *= 2  # farther and more abruptly than a training would have it
+            field = network(*torch.rand(2, 1, 1, 24, 24, 24))
+        folds[steps] = float((jacobian_determinant(field) <= 0).float().mean())
+    assert folds[0] > 0.01
+    assert folds[4] < folds[0] / 20

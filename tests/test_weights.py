@@ -142,6 +142,18 @@ def test_another_network_is_refused_and_both_are_named(weights):
         load_weights(weights, expected={"network": "caml"})
 
 
+def test_what_weights_do_not_say_of_their_network_is_assumed_and_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.undo()
+    network = networks.build("pyramid", (16, 16, 16), channels=[4], heads=[1])
+    complete = network.hyperparameters
+    older = {key: value for key, value in complete.items() if key != "integration_steps"}
+    for name, said in (("new", complete), ("old", older)):
+        path = tmp_path / f"{name}.safetensors"
+        save_weights(path, network, name="pyramid", hyperparameters=said, grid=Grid((16, 16, 16), AFFINE))
+        load_weights(path)
+        assert ("integration_steps = 4 is assumed" in caplog.text) == (name == "old")
+
+
 def test_other_hyperparameters_are_refused_and_only_they_are_named(weights):
     load_weights(weights, expected={"network": "shift", "hyperparameters": {"window": (3, 3)}})
     with pytest.raises(InputError) as caught:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dmir.errors import InputError
-from dmir.fields import compose, resize_displacement, warp
+from dmir.fields import compose, integrate, resize_displacement, warp
 from dmir.networks.blocks import (
     PaddedConvolution,
     ResidualBlock,
@@ -55,7 +55,7 @@ class Level(nn.Module):
         Of the encoder at this level.
     finer
         Of the finer level, for matching across levels; None: only at the level itself.
-    heads, head_channels, radius
+    heads, head_channels, radius, integration_steps
         See :class:`Pyramid`.
     rbsc
         The features come to the level through a residual block.
@@ -65,11 +65,19 @@ class Level(nn.Module):
     """
 
     def __init__(
-        self, channels: int, finer: int | None, heads: int, head_channels: int, radius: int, rbsc: bool, carsc: bool
+        self,
+        channels: int,
+        finer: int | None,
+        heads: int,
+        head_channels: int,
+        radius: int,
+        integration_steps: int,
+        rbsc: bool,
+        carsc: bool,
     ) -> None:
         super().__init__()
         width = heads * head_channels
-        self.radius = radius
+        self.radius, self.integration_steps = radius, integration_steps
         self.skip = ResidualBlock(channels) if rbsc else nn.Identity()
         self.tokens = PaddedConvolution(channels, width)
         self.finer_tokens = None if finer is None else nn.Conv3d(finer, width, 1)
@@ -112,8 +120,9 @@ class Level(nn.Module):
         one, other = (F.normalize(t.unflatten(1, (heads, -1)), dim=2) for t in (fixed, moving))
         return expected_offset(one, other, self.sharpness.exp(), self.radius).flatten(1, 2)
 
-    @staticmethod
-    def _added(displacement: torch.Tensor | None, update: torch.Tensor) -> torch.Tensor:
+    def _added(self, displacement: torch.Tensor | None, update: torch.Tensor) -> torch.Tensor:
+        if self.integration_steps:
+            update = integrate(update, self.integration_steps)
         return update if displacement is None else compose(displacement, update)
 
 
@@ -157,6 +166,9 @@ class Pyramid(nn.Module):
         Of each head's tokens.
     radius
         Of the neighbourhood: 1 is 27 neighbours, 2 is 125.
+    integration_steps
+        Squarings that make what a level adds a diffeomorphism (Dalca et al. 2019): fields that do not fold, composed,
+        do not fold. 0: it is added as it was matched.
     field_downsampling
         1: the finest level, of the encoder and of the field, is at full resolution. 2: at half.
 
@@ -181,10 +193,11 @@ class Pyramid(nn.Module):
         heads: Sequence[int] = (1, 2, 4, 8),
         head_channels: int = 6,
         radius: int = 1,
+        integration_steps: int = 4,
         field_downsampling: int = 2,
     ) -> None:
         super().__init__()
-        _check(channels, heads, head_channels, radius, field_downsampling)
+        _check(channels, heads, head_channels, radius, integration_steps, field_downsampling)
         widths = [1, *channels]
         strides = [field_downsampling, *(2 for _ in channels[1:])]
         self.encoder = nn.ModuleList(
@@ -193,7 +206,7 @@ class Pyramid(nn.Module):
         )
         # the finest level has the images themselves beyond it
         self.levels = nn.ModuleList(
-            Level(width, finer if caml else None, number, head_channels, radius, rbsc, carsc)
+            Level(width, finer if caml else None, number, head_channels, radius, integration_steps, rbsc, carsc)
             for width, finer, number in zip(channels, widths, heads, strict=False)
         )
 
@@ -237,10 +250,17 @@ def _mean_of_heads(heads: int) -> nn.Conv3d:
 
 
 def _check(
-    channels: Sequence[int], heads: Sequence[int], head_channels: int, radius: int, field_downsampling: int
+    channels: Sequence[int],
+    heads: Sequence[int],
+    head_channels: int,
+    radius: int,
+    integration_steps: int,
+    field_downsampling: int,
 ) -> None:
     require_levels(channels=channels, heads=heads)
     if head_channels < 1 or radius < 1:
         raise InputError("head_channels, radius", found=f"{head_channels}, {radius}", expected="at least 1 each")
+    if integration_steps < 0:
+        raise InputError("integration_steps", found=str(integration_steps), expected="0 or more")
     if field_downsampling not in (1, 2):
         raise InputError("field_downsampling", found=str(field_downsampling), expected="1 or 2")

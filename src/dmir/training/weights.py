@@ -8,6 +8,7 @@ compared with its tensors on torch's ``meta`` device, where tensors have no memo
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ import dmir
 from dmir import networks, registry
 from dmir.errors import InputError, damaged
 from dmir.volumes import MAXIMUM_VOXELS, Grid, atomic_path
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 LARGEST = 4096  # a hyperparameter, and 64 entries of a list of them: several times those of any network here
@@ -124,8 +127,17 @@ def load_weights(
         )
     _require_fit(path, _build(path, metadata, "meta"), tensors, metadata)
     network = _build(path, metadata, "cpu")
+    _tell_of_newer_keys(path, network, metadata)
     network.load_state_dict(tensors)
     return network.to(device).eval(), metadata
+
+
+def _tell_of_newer_keys(path: Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Say which hyperparameters the network did not have yet when the weights were written, and what is assumed."""
+    complete = getattr(network, "hyperparameters", {})
+    if newer := {key: value for key, value in complete.items() if key not in metadata["hyperparameters"]}:
+        assumed = ", ".join(f"{key} = {value}" for key, value in newer.items())
+        log.warning("%s does not say, being of dmir %s or not complete: %s is assumed", path, metadata["dmir"], assumed)
 
 
 def require_trained(path: str | Path) -> None:
