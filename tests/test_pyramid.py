@@ -89,6 +89,15 @@ def test_every_parameter_learns_whatever_is_switched_on(switches):
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_a_level_without_heads_is_encoded_and_not_matched():
+    torch.manual_seed(0)
+    network = build("pyramid", (16, 16, 16), **{**SMALL, "heads": [0, 2, 2]}, field_downsampling=1)
+    levels = {int(name.split(".")[1]) for name, _ in network.named_parameters() if name.startswith("levels")}
+    assert levels == {1, 2}
+    network(*torch.rand(2, 1, 1, 16, 16, 16)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
 def test_contrast_of_a_scanner_is_nothing_to_it():
     torch.manual_seed(0)
     network = build("pyramid", (16, 16, 16), **SMALL).double()

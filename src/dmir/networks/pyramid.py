@@ -161,7 +161,7 @@ class Pyramid(nn.Module):
     channels
         Of the encoder, from its finest level to its coarsest.
     heads
-        Of the matching, one number a level of ``channels``.
+        Of the matching, one number a level of ``channels``; 0: the level's features are encoded, and matched nowhere.
     head_channels
         Of each head's tokens.
     radius
@@ -207,6 +207,8 @@ class Pyramid(nn.Module):
         # the finest level has the images themselves beyond it
         self.levels = nn.ModuleList(
             Level(width, finer if caml else None, number, head_channels, radius, integration_steps, rbsc, carsc)
+            if number
+            else nn.Identity()
             for width, finer, number in zip(channels, widths, heads, strict=False)
         )
 
@@ -225,6 +227,8 @@ class Pyramid(nn.Module):
             features.append(volume)
         displacement = None
         for level, own, finer in reversed(list(zip(self.levels, features[1:], features[:-1], strict=True))):
+            if isinstance(level, nn.Identity):
+                continue
             if displacement is not None:
                 displacement = resize_displacement(displacement, (own.shape[2], own.shape[3], own.shape[4]))
             displacement = level(own, finer, displacement)
@@ -257,7 +261,9 @@ def _check(
     integration_steps: int,
     field_downsampling: int,
 ) -> None:
-    require_levels(channels=channels, heads=heads)
+    require_levels(channels=channels, heads=[max(number, 1) for number in heads] if any(heads) else heads)
+    if min(heads) < 0:
+        raise InputError("heads", found=str(list(heads)), expected="0 or more at each level")
     if head_channels < 1 or radius < 1:
         raise InputError("head_channels, radius", found=f"{head_channels}, {radius}", expected="at least 1 each")
     if integration_steps < 0:
