@@ -214,7 +214,7 @@ def test_figures_and_the_report_are_made_in_the_same_job_as_the_tables(clustered
     assert "simulated" in (folder / "results/report.html").read_text()
     assert list((folder / "results/figures").glob("qualitative_simulated_*.svg"))
     submitted = {one.rule for one in clustered["submissions"][1]}
-    assert not submitted & {"report_page", "qualitative", "contours", "training_curves", "critical_difference"}
+    assert not submitted & {"report_page", "pictures", "trainings", "cohort_products"}
 
 
 def test_what_was_done_before_everything_was_cancelled_is_not_done_again(clustered):
@@ -242,7 +242,7 @@ def test_many_short_jobs_are_few_submissions(clustered):
     assert simulated == [4]  # an array
     groups = [one for one in second if one.rule.startswith("report_")]
     assert len(groups) == 1
-    gathered = {"gather_scores", "provenance", *(f"{name}_table" for name in ("comparison", "statistics", "topology"))}
+    gathered = {"gather_scores", "provenance", "comparison_tables", "cohort_products", "preprocessing_table"}
     assert not gathered & {one.rule for one in second}
 
 

@@ -14,11 +14,11 @@ from workflow_runs import SMALL, checkout, snakemake
 
 from dmir import provenance
 from dmir.config import parse_config
-from dmir.errors import InputError
+from dmir.errors import DmirError, InputError
 from dmir.planning import quota
 from dmir.provenance import imported_modules
 from dmir.report import making
-from dmir.report.products import PRODUCTS, Product, product
+from dmir.report.products import PRODUCTS, Product, product, rules
 from dmir.workflow import Run
 from dmir.workflow.paths import Paths
 from dmir.workflow.products import code_of
@@ -475,9 +475,29 @@ def test_products_differ_in_name_and_files():
 def test_logs_have_a_folder_for_each_wildcard_and_pairs_stay_together():
     logs = {name: product(name).log for name in ("comparison_table", "statistics_table", "study_table", "qualitative")}
     assert list(logs.values()) == [
-        *("comparison_table", "statistics_table/{cohort}", "study_table/{study}"),
-        "qualitative/{cohort}/{moving}__{fixed}",
+        *("comparison_tables", "cohort_products/{cohort}", "study_table/{study}"),
+        "pictures/{cohort}/{moving}__{fixed}",
     ]
+
+
+def test_kin_are_of_the_same_and_a_rule_makes_those_that_there_are(run):
+    assert {len(kin) for kin in rules().values()} > {1}
+    for kin in rules().values():
+        assert len({(tuple(its.wildcards), its.study) for its in kin}) == 1
+        made = {file.split("{")[0] for its in kin for file in its.files}
+        needed = [str(path).replace("<results>/", "") for path in run.needs_of(*kin).values()]
+        assert not [path for path in needed if path.split("{")[0] in made]
+    assert [its.name for its in run.product_rules()["comparison_tables"]] == [
+        *("comparison_table", "topology_table", "failures_table")
+    ]  # nothing is published on this cohort
+
+
+def test_what_kin_need_and_are_given_is_what_each_needs_and_is_given(run):
+    kin = rules()["pictures"]
+    assert set(run.needs_of(*kin)) == {name for its in kin for name in run.needs_of(its)}
+    assert set(run.params_of(*kin)) == {name for its in kin for name in run.params_of(its)}
+    assert set(run.params_of(*kin)["code"]) == {"qualitative", "contours"}
+    assert run.memory_of(*kin) == max(map(run.memory_of, kin))
 
 
 def test_a_studys_table_and_figure_have_its_own_words_and_scores(run):
@@ -511,27 +531,45 @@ def test_a_title_and_a_place_on_the_page_come_with_the_entry():
     assert replace(its, folder="figures").files[0] == "figures/my_{cohort}.svg"
 
 
-class Files(SimpleNamespace):
-    """Inputs as Snakemake gives them: by name, and gone through, each file."""
-
-    def __iter__(self):
-        return iter(vars(self).values())
-
-
 def test_making_writes_every_file_with_its_caption_and_what_it_was_made_from(run, tmp_path):
     its = product("structure_table")
     record = {key: {} for key in ("configuration", "code", "data", "weights")} | {"modules": []}
     (tmp_path / "provenance").mkdir()
     record_file = tmp_path / "provenance" / "run.json"
     record_file.write_text(json.dumps(record))
-    files = Files(structure_set=run.structure_set_file(at(cohort="own")), provenance=str(record_file))
+    files = at(structure_set=run.structure_set_file(at(cohort="own")), provenance=str(record_file), pairs="of kin")
     outputs = [str(tmp_path / file.format(cohort="own.b")) for file in its.files]
     (tmp_path / "tables").mkdir()
-    making.make(its.name, files, at(structures="oasis28", code=code_of(its)), at(cohort="own.b"), outputs)
+    params = at(structures="oasis28", code={its.name: code_of(its)})
+    making.make(files, params, at(cohort="own.b"), outputs)
     assert all(Path(path).stat().st_size for path in outputs) and len(outputs) == 5
     assert Path(outputs[2]).read_text().startswith("Structures of own.b (oasis28).\n")
     sidecar = json.loads(Path(outputs[4]).read_text())
     assert list(sidecar["inputs"]) == ["oasis28.csv"] and sidecar["modules"] == sorted(its.modules)
+
+
+def test_kin_that_fail_are_told_by_their_names_and_the_others_are_made(run, tmp_path, capsys):
+    first, second, third = (product(name) for name in ("topology_table", "structure_table", "failures_table"))
+    record = {key: {} for key in ("configuration", "code", "data", "weights")} | {"modules": []}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    files = at(
+        structures="none.parquet",
+        pairs="nor.parquet",
+        structure_set=run.structure_set_file(at(cohort="own")),
+        provenance=str(tmp_path / "run.json"),
+    )
+    outputs = [str(tmp_path / file.format(cohort="own")) for its in (first, second, third) for file in its.files]
+    (tmp_path / "tables").mkdir()
+    params = at(structures="oasis28", methods=["syn"], code={its.name: code_of(its) for its in (first, second, third)})
+    with pytest.raises(DmirError) as refused:
+        making.make(files, params, at(cohort="own"), outputs)
+    told = str(refused.value).splitlines()
+    assert [line.split(": ")[:2] for line in told] == [
+        ["topology_table", "none.parquet"],
+        ["failures_table", "nor.parquet"],
+    ]
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {Path(path).name for path in outputs[5:10]}
+    assert capsys.readouterr().out.split() == ["topology_table", "structure_table", "failures_table"]
 
 
 NEW_ENTRY = """
