@@ -17,12 +17,10 @@ from slurm_cluster import slurm_cluster, why_not
 from workflow_runs import checkout, start_in_session, wait_for, write_config
 
 ON_GPUS = {"train", "register_network", "register_descent"}
+BATCHES = ("reference", "train000", "val000", "test000")
 BEFORE_TRAINING = {
-    "make_scan",
-    "simulate_scan",
+    *(f"{kind}_scans_simulated_{batch}" for kind in ("make", "preprocess") for batch in BATCHES),
     "list_scans",
-    "preprocess_scan",
-    "preprocess_simulated_scan",
     "pack_scans",
 }
 TABLES = ["comparison", "statistics_simulated", "topology"]
@@ -238,8 +236,8 @@ def test_a_training_killed_for_its_time_is_submitted_again_with_more_and_ends_we
 
 def test_many_short_jobs_are_few_submissions(clustered):
     first, second, _ = clustered["submissions"]
-    simulated = [one.tasks for one in first if one.rule == "simulate_scan"]
-    assert simulated == [4]  # an array
+    simulated = [one.tasks for one in first if one.rule.startswith("make_scans")]
+    assert simulated == [1] * len(BATCHES)
     groups = [one for one in second if one.rule.startswith("report_")]
     assert len(groups) == 1
     gathered = {"gather_scores", "provenance", "comparison_tables", "cohort_products", "preprocessing_table"}

@@ -16,6 +16,7 @@ from dmir import provenance
 from dmir.config import parse_config
 from dmir.errors import DmirError, InputError
 from dmir.planning import quota
+from dmir.planning.batches import scans_per_batch
 from dmir.provenance import imported_modules
 from dmir.report import making
 from dmir.report.products import PRODUCTS, Product, product, rules
@@ -168,11 +169,42 @@ def test_pairs_of_a_simulated_cohort_are_registered_both_ways_and_know_their_tru
     assert once.registered_pairs(job) == forward
 
 
-def test_a_scan_is_aligned_to_its_cohorts_reference_and_the_reference_to_nothing(run):
-    assert run.reference_of_scan(at(cohort="own", scan="t")) == {}
-    files = run.reference_of_scan(at(cohort="own", scan="d"))["reference"]
+def batches(run, cohort):
+    return {batch.name: batch for batch in run.batches if batch.cohort == cohort}
+
+
+def test_a_batch_is_aligned_to_its_cohorts_reference_and_the_reference_to_nothing(run):
+    own = batches(run, "own")
+    assert own["reference"].scans == ("t",) and run.reference_of_batch(own["reference"]) == []
+    files = run.reference_of_batch(own["test000"])
     assert [Path(path).name for path in files] == ["image.nii.gz", "labels.nii.gz", "affine.mat", "quality.json"]
     assert {Path(path).parent.name for path in files} == {"t"}
+
+
+def test_a_batch_has_scans_of_one_split_and_one_that_is_added_touches_no_other_split(make_run, tmp_path):
+    before = batches(make_run(scans_per_job=2), "own")
+    assert {name: "".join(batch.scans) for name, batch in before.items()} == {
+        **{"reference": "t", "train000": "ab", "val000": "c", "test000": "de", "test001": "f"},
+    }
+    write_table(tmp_path / "own", {**SPLITS, "g": "test"})
+    after = batches(make_run(scans_per_job=2), "own")
+    assert {name for name in after if after[name] != before[name]} == {"test001"}
+    write_table(tmp_path / "own", {f"s{k:02d}": "test" for k in range(40)} | SPLITS)
+    sizes = [len(batch.scans) for name, batch in batches(make_run(), "own").items() if name.startswith("test")]
+    assert sum(sizes) == 43 and max(sizes) == scans_per_batch(make_run().configuration, "own") == sizes[0] > 10
+
+
+def test_a_batchs_files_are_those_of_its_scans_and_a_simulated_scan_has_its_truth(make_run):
+    run = make_run(test_on=["own", "sim"])
+    own, simulated = batches(run, "own"), batches(run, "sim")
+    assert [Path(path).name for path in run.files_of_batch(own["val000"])] == ["c-image.nii.gz", "c-labels.nii.gz"]
+    assert {batch.cohort for batch in run.batches_made} == {"sim"}
+    for batch in simulated.values():
+        made = {path.removeprefix("<results>/") for path in run.made_files(batch)}
+        assert made == {path.removeprefix("results/") for path in run.files_of_batch(batch)}
+        truths = {path for path in run.preprocessed_files(batch) if path.endswith("truth.nii.gz")}
+        assert len(truths) == (0 if batch.name == "reference" else len(batch.scans))
+    assert run.made_scans(simulated["test000"]) == {"sub-003": {}, "sub-004": {}}
 
 
 def test_a_training_reads_no_test_scan(run):
@@ -187,7 +219,7 @@ def test_quality_is_read_where_it_decides_who_takes_part(make_run):
     job = at(cohort="own", method="syn", model="none", shard="shard001")
     assert run.quality_of_shard(job) == [f"results/preprocessed/own/{scan}/quality.json" for scan in ("f", "t")]
     assert len(run.quality_for_training(job)) == 4
-    assert "flagged" not in run.preprocess_settings(at(cohort="own", scan="d"))
+    assert "flagged" not in run.preprocess_settings("own")
 
 
 def test_a_refinement_registers_with_the_weights_of_what_it_refines(run):
@@ -267,7 +299,7 @@ def parameters(run):
         **{f"train {m}": run.training_settings(at(method=m)) for m in run.networks},
         **{f"weights {m}": run.expected_weights(at(method=m)) for m in methods if run.network_of(m)},
         **{f"refine {m}": run.refinement_of_method(at(method=m)) for m in methods if run.network_of(m)},
-        "preprocess": run.preprocess_settings(at(cohort="own", scan="d")),
+        "preprocess": run.preprocess_settings("own"),
         "scores": run.numbers_hash(at()),
     }
 
@@ -303,9 +335,10 @@ def test_axes_are_stated_of_files_and_not_of_what_a_job_has_made(make_run):
         "sim": {"source": "simulated", "train": 1, "val": 1, "test": 2, "orientation": "LPS"},
     }
     run = make_run(cohorts=cohorts, test_on=["own", "sim"])
-    assert run.preprocess_settings(at(cohort="own", scan="d"))["orientation"] == "LPS"
-    scan = run.pairs["sim"][0][0]
-    assert run.preprocess_settings(at(cohort="sim", scan=scan))["orientation"] is None
+    axes = {name: run.preprocessed_scans(batches(run, name)["test000"]).values() for name in ("own", "sim")}
+    assert {name: {its["orientation"] for its in scans} for name, scans in axes.items()} == {
+        **{"own": {"LPS"}, "sim": {None}},
+    }
 
 
 # --- resources ---
@@ -361,7 +394,7 @@ def hashes(run):
     return {
         **{f"register {m}": run.method_code(at(method=m)) for m in run.configuration.methods},
         **{f"train {m}": run.network_code(at(method=m)) for m in run.networks},
-        **{f"make {c}": run.making_code(at(cohort=c)) for c in ("own", "sim")},
+        **{f"make {c}": run.making_code(c) for c in ("own", "sim")},
         "provenance": run.scoring_code(at())["hash"],
         **{its.name: code_of(its)["hash"] for its in PRODUCTS},
     }

@@ -15,7 +15,6 @@ from dmir.report.products import Product, products, rules
 from dmir.report.published import DATASETS, published_folder
 from dmir.report.records import ages_known
 from dmir.workflow.facts import Wildcards
-from dmir.workflow.inputs import Inputs
 from dmir.workflow.parameters import Parameters
 
 Given = str | list[str] | Callable[[Wildcards], Any]
@@ -23,7 +22,7 @@ ASSETS = ROOT / "report" / "page" / "assets"
 SCORES_A_MB, VOXELS_A_MB = 1500, 3000
 
 
-class Products(Inputs, Parameters):
+class Products(Parameters):
     """The products of a run: their names, their files, their parameters."""
 
     def tables(self) -> list[str]:

@@ -15,9 +15,8 @@ from dmir.report.products import rules
 
 # data flow; rules that are not named follow in alphabetical order
 RULES = (
-    "make_scan", "simulate_scan", "list_scans", "preprocess_scan", "preprocess_simulated_scan", "gather_quality",
-    "contact_sheet", "pack_scans", "train", "register_classical", "register_descent", "register_network",
-    "score_shard",
+    "make_scans", "list_scans", "preprocess_scans", "gather_quality", "contact_sheet", "pack_scans", "train",
+    "register_classical", "register_descent", "register_network", "score_shard",
     "gather_scores", "gather_study_scores", "provenance", "study_provenance",
     *rules(),
 )  # fmt: skip
