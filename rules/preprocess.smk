@@ -29,6 +29,7 @@ for batch in run.batches:
 
 rule gather_quality:
     input:
+        images=run.preprocessed_images,
         scans=run.quality_files,
     output:
         table=report(
@@ -36,6 +37,12 @@ rule gather_quality:
             category="Preprocessing",
             labels={"cohort": "{cohort}", "table": "quality of every scan"},
             caption="../workflow/report/quality.rst",
+        ),
+        sheet=report(
+            paths.contact_sheet(),
+            category="Preprocessing",
+            labels={"cohort": "{cohort}", "figure": "contact sheet"},
+            caption="../workflow/report/contact_sheet.rst",
         ),
     log:
         "<logs>/gather_quality/{cohort}.log",
@@ -45,38 +52,11 @@ rule gather_quality:
         "../envs/dmir.yaml"
     threads: 1
     resources:
-        mem_mb=growing(500),
-        runtime=growing(5),
-    params:
-        code=code_hash("dmir.preprocess.files"),
-    script:
-        "../workflow/scripts/gather_quality.py"
-
-
-rule contact_sheet:
-    input:
-        images=run.preprocessed_images,
-        scans=run.quality_files,
-    output:
-        png=report(
-            paths.contact_sheet(),
-            category="Preprocessing",
-            labels={"cohort": "{cohort}", "figure": "contact sheet"},
-            caption="../workflow/report/contact_sheet.rst",
-        ),
-    log:
-        "<logs>/contact_sheet/{cohort}.log",
-    benchmark:
-        "<benchmarks>/contact_sheet/{cohort}.tsv"
-    conda:
-        "../envs/dmir.yaml"
-    threads: 1
-    resources:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
         splits=run.splits_of_cohort,
         reference=run.reference_of_cohort,
-        code=code_hash("dmir.preprocess.contact_sheet"),
+        code=code_hash("dmir.preprocess.files", "dmir.preprocess.contact_sheet"),
     script:
-        "../workflow/scripts/contact_sheet.py"
+        "../workflow/scripts/gather_quality.py"

@@ -15,7 +15,7 @@ from dmir.report.products import rules
 
 # data flow; rules that are not named follow in alphabetical order
 RULES = (
-    "make_scans", "list_scans", "preprocess_scans", "gather_quality", "contact_sheet", "pack_scans", "train",
+    "make_scans", "list_scans", "preprocess_scans", "gather_quality", "pack_scans", "train",
     "register_classical", "register_descent", "register_network", "score_shard",
     "gather_scores", "gather_study_scores", "provenance", "study_provenance",
     *rules(),
