@@ -467,13 +467,13 @@ def test_run_times_add_up_by_rule_in_the_order_of_the_data_flow(tmp_path):
     write_benchmark(folder / "comparison_tables.tsv", ("2.0", "100.5", "1.5"))
     write_benchmark(folder / "train" / "c" / "caml" / "seed1.tsv", ("60.5", "900", "100.25"))
     write_benchmark(folder / "train" / "c" / "vit" / "seed1.tsv", ("30", "1200", "20"))
-    write_benchmark(folder / "preprocess_scan" / "c" / "a.tsv", ("0.2", "-", "-"))
-    write_benchmark(folder / "preprocess_scan" / "c" / "b.tsv", ("1.3", "NaN", "NA"))
+    write_benchmark(folder / "preprocess_scans" / "c" / "a.tsv", ("0.2", "-", "-"))
+    write_benchmark(folder / "preprocess_scans" / "c" / "b.tsv", ("1.3", "NaN", "NA"))
     write_benchmark(folder / "aaa_unknown.tsv", ("1", "10", "1"), ("2", "30", "2"))  # a job that was repeated
     write_benchmark(folder / "pack_scans" / "c.tsv", ("0.3", "0.47", "0.00"))
     write_benchmark(folder / "report_page.tsv", ("9", "10", "1"))  # of the page before this one
     *rows, total = read_times(tmp_path)
-    assert [row.rule for row in rows] == ["preprocess_scan", "pack_scans", "train", "comparison_tables", "aaa_unknown"]
+    assert [row.rule for row in rows] == ["preprocess_scans", "pack_scans", "train", "comparison_tables", "aaa_unknown"]
     scan, packed, train, _, unknown = rows
     assert (scan.jobs, scan.seconds, scan.cpu_seconds, scan.unmeasured) == (2, 1.5, 0.0, 2) and math.isnan(scan.peak_mb)
     assert packed.unmeasured == 1

@@ -85,7 +85,7 @@ def do_each(work: Mapping[str, Callable[[], object]]) -> None:
         except DmirError as error:
             failed.append(f"{name}: {error}")
     if failed:
-        raise DmirError("\n".join(failed))
+        raise DmirError("\nError: ".join(failed))
 
 
 def _results_of(log: Path) -> Path | None:
