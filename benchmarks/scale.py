@@ -107,9 +107,10 @@ def dry_run(folder: Path, config: Path, *arguments: str) -> dict[str, Any]:
     text = log.read_text()
     if process.returncode:
         raise RuntimeError(text[-3000:])
-    jobs: Counter[str] = Counter()
-    for rule, count in re.findall(r"^(\w+?)(?:_[a-z0-9]+_(?:reference|[a-z]+\d{3}))? +(\d+)$", text, re.MULTILINE):
-        jobs[rule] += int(count)  # a batch of scans has a rule of its own
+    jobs: Counter[str] = Counter()  # a batch of scans has a rule of its own
+    stats = text.rpartition("Job stats:")[2]  # they stand there twice
+    for rule, count in re.findall(r"^(\w+?)(?:_[a-z0-9]+_(?:reference|[a-z]+\d{3}))? +(\d+)$", stats, re.MULTILINE):
+        jobs[rule] += int(count)
     return {
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "wall_s": time.monotonic() - start,
