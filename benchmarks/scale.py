@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RUNS = {"plain": [], "quiet": ["--quiet", "all"], "quota": ["--quiet", "rules", "--config", "disk_quota_gb=400"]}
-MANY = ("preprocess_scan", "train", "register_classical", "register_descent", "register_network", "score_shard")
+MANY = ("preprocess_scans", "train", "register_classical", "register_descent", "register_network", "score_shard")
 
 
 def fake_lpba40(folder: Path) -> None:
@@ -106,7 +107,10 @@ def dry_run(folder: Path, config: Path, *arguments: str) -> dict[str, Any]:
     text = log.read_text()
     if process.returncode:
         raise RuntimeError(text[-3000:])
-    jobs = {match[1]: int(match[2]) for match in re.finditer(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
+    jobs: Counter[str] = Counter()  # a batch of scans has a rule of its own
+    stats = text.rpartition("Job stats:")[2]  # they stand there twice
+    for rule, count in re.findall(r"^(\w+?)(?:_[a-z0-9]+_(?:reference|[a-z]+\d{3}))? +(\d+)$", stats, re.MULTILINE):
+        jobs[rule] += int(count)
     return {
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "wall_s": time.monotonic() - start,

@@ -1,45 +1,29 @@
-ruleorder: simulate_scan > make_scan
+# a rule for each batch of scans: make_scans_simulated_train000, ...
+for batch in run.batches_made:
 
-
-rule make_scan:
-    input:
-        unpack(run.original_of_scan),
-    output:
-        image=paths.made("image.nii.gz"),
-        labels=paths.made("labels.nii.gz"),
-        mask=paths.made("mask.nii.gz"),
-    log:
-        "<logs>/make_scan/{cohort}/{scan}.log",
-    benchmark:
-        "<benchmarks>/make_scan/{cohort}/{scan}.tsv"
-    wildcard_constraints:
-        cohort=one_of(run.made),
-    conda:
-        "../envs/dmir.yaml"
-    threads: 1
-    resources:
-        mem_mb=growing(4000),
-        runtime=growing(10),
-    params:
-        settings=run.making_parameters,
-        code=run.making_code,
-    script:
-        "../workflow/scripts/make_scan.py"
-
-
-use rule make_scan as simulate_scan with:
-    output:
-        image=paths.made("image.nii.gz"),
-        labels=paths.made("labels.nii.gz"),
-        mask=paths.made("mask.nii.gz"),
-        truth=paths.made("truth.nii.gz"),
-    log:
-        "<logs>/simulate_scan/{cohort}/{scan}.log",
-    benchmark:
-        "<benchmarks>/simulate_scan/{cohort}/{scan}.tsv"
-    wildcard_constraints:
-        cohort=one_of(run.simulated),
-        scan=r"sub-\d+",
+    rule:
+        name:
+            f"make_scans_{batch.cohort}_{batch.name}"
+        input:
+            run.originals_of(batch),
+        output:
+            run.made_files(batch),
+        log:
+            f"<logs>/make_scans/{batch.cohort}/{batch.name}.log",
+        benchmark:
+            f"<benchmarks>/make_scans/{batch.cohort}/{batch.name}.tsv"
+        conda:
+            "../envs/dmir.yaml"
+        threads: 1
+        resources:
+            mem_mb=growing(4000),
+            runtime=growing(10 + len(batch.scans)),
+        params:
+            scans=run.made_scans(batch),
+            settings=run.making_parameters(batch.cohort),
+            code=run.making_code(batch.cohort),
+        script:
+            "../workflow/scripts/make_scans.py"
 
 
 rule list_scans:

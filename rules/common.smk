@@ -25,7 +25,6 @@ from dmir.config.reading import read_yaml
 from dmir.doubts import Doubt, told_doubts
 from dmir.errors import DmirError
 from dmir.provenance import code_hash
-from dmir.report.products import PRODUCTS
 from dmir.workflow import Run, session
 from dmir.workflow.facts import one_of
 from dmir.workflow.resources import growing
@@ -92,3 +91,12 @@ def turn_of_shard(wildcards):
 def fields_folder(path):
     """Declare a folder of fields; it is deleted after use unless the configuration keeps fields."""
     return directory(path) if configuration.keep_fields else temp(directory(path))
+
+
+def shown_in_report(products):
+    """Declare the files of tables and figures; Snakemake's own report shows the first of each."""
+    for its in products:
+        first, *others = map(paths.product, its.files)
+        caption = f"../workflow/report/{its.text}.rst" if its.text else None
+        yield report(first, caption=caption, category=its.category, labels=its.labels)
+        yield from others

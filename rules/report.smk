@@ -31,38 +31,30 @@ use rule provenance as study_provenance with:
         "<benchmarks>/study_provenance/{study}.tsv"
 
 
-# a rule for each table and figure of src/dmir/report/products.py, by its name: comparison_table, qualitative, ...
-for product in PRODUCTS:
+# the tables and figures of src/dmir/report/products.py; kin share a rule: comparison_tables, pictures, ...
+for name, kin in run.product_rules().items():
 
     rule:
         name:
-            product.name
+            name
         input:
-            **run.needs_of(product),
+            **run.needs_of(*kin),
         output:
-            report(
-                paths.product(product.files[0]),
-                category=product.category,
-                labels=product.labels,
-                caption=(
-                    f"../workflow/report/{product.text}.rst" if product.text else None
-                ),
-            ),
-            *map(paths.product, product.files[1:]),
+            *shown_in_report(kin),
         log:
-            f"<logs>/{product.log}.log",
+            f"<logs>/{kin[0].log}.log",
         benchmark:
-            f"<benchmarks>/{product.log}.tsv"
+            f"<benchmarks>/{kin[0].log}.tsv"
         conda:
             "../envs/dmir.yaml"
         threads: 1
         resources:
-            mem_mb=growing(run.memory_of(product)),
+            mem_mb=growing(run.memory_of(*kin)),
             runtime=growing(10),
         params:
-            **run.params_of(product),
+            **run.params_of(*kin),
         script:
-            "../workflow/scripts/product.py"
+            "../workflow/scripts/products.py"
 
 
 rule report_page:

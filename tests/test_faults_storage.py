@@ -210,7 +210,9 @@ def test_a_users_image_that_is_cut_short_is_named_and_goes_on_when_it_is_back(un
     whole = image.read_bytes()
     cut(image)
     told = lines(snakemake(folder, *TARGETS, succeeds=False))
-    assert told == [line for line in told if re.fullmatch(rf"Error: image: {image}: found .*expected .*again\.", line)]
+    assert told == [
+        line for line in told if re.fullmatch(rf"Error: sub-003: image: {image}: found .*expected .*again\.", line)
+    ]
     assert "pipeline's own" not in told[0]
     image.write_bytes(whole)
     snakemake(folder, *TARGETS)

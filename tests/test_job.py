@@ -79,3 +79,28 @@ def test_a_log_that_cannot_be_begun_is_told_outside(tmp_path):
     code = f"from dmir.job import job\nwith job({str(tmp_path / 'file' / 'a.log')!r}, 1):\n    pass"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1 and "file" in result.stderr
+
+
+def test_several_things_are_all_tried_and_those_that_failed_are_told_by_name(tmp_path):
+    body = (
+        "from dmir.errors import InputError\n"
+        "from dmir.job import do_each\n"
+        "def bad(): raise InputError('a.nii.gz', found='x', expected='y')\n"
+        "do_each({'one': bad, 'two': lambda: print('done'), 'three': bad})"
+    )
+    result, log = run(tmp_path, body)
+    assert result.returncode == 1
+    told = [f"Error: {name}: a.nii.gz: found x; expected y." for name in ("one", "three")]
+    assert log.splitlines() == ["one", "two", "done", "three", *told]
+
+
+def test_of_several_things_none_is_tried_once_the_disk_is_full(tmp_path):
+    body = (
+        "from dmir.errors import StorageError\n"
+        "from dmir.job import do_each\n"
+        "def full(): raise StorageError('a.nii.gz', reason='the disk is full', remedy='Make room.')\n"
+        "do_each({'one': full, 'two': lambda: print('done')})"
+    )
+    result, log = run(tmp_path, body)
+    assert result.returncode == 1
+    assert log.splitlines() == ["one", "Error: a.nii.gz: the disk is full. Make room."]

@@ -129,7 +129,7 @@ def test_the_reports_are_offline_pages(finished):
     """Ours, with what was run and by which command; and Snakemake's own."""
     results = finished["folder"] / "results"
     page = (results / "report.html").read_text()
-    for word in ("Summary", "CAML+RBSC+CARSC", "qualitative_simulated", "Run times", "preprocess_simulated_scan"):
+    for word in ("Summary", "CAML+RBSC+CARSC", "qualitative_simulated", "Run times", "preprocess_scans"):
         assert word in page
     assert "snakemake --cores 2 --resources gpu=2" in page
     assert "<em>missing</em>" not in page
@@ -163,6 +163,11 @@ def test_there_is_nothing_left_to_do(finished):
     assert "Nothing to be done" in snakemake(finished["folder"], "-n")
 
 
+def of_scans(planned):
+    """Return the rules that make, preprocess or pack scans."""
+    return {rule for rule in planned if rule.startswith(("make_scans", "preprocess_scans", "pack_scans"))}
+
+
 def test_another_hyperparameter_reruns_that_method_only_and_says_why(finished):
     changed = {**TINY, "settings": {**TINY["settings"], "syn": {"iterations": [11, 5, 0]}}}
     write_config(finished["folder"], changed)
@@ -172,7 +177,7 @@ def test_another_hyperparameter_reruns_that_method_only_and_says_why(finished):
         write_config(finished["folder"], TINY)
     planned = jobs(text)
     assert planned["register_classical"] == 1
-    assert not {"simulate_scan", "preprocess_simulated_scan", "pack_scans", "train", "register_network"} & set(planned)
+    assert not of_scans(planned) | {"train", "register_network"} & set(planned)
     assert "Params have changed" in text
 
 
@@ -186,7 +191,7 @@ def test_another_module_reruns_what_depends_on_it(finished):
     finally:
         module.write_text(before)
     assert planned["train"] == 1 and planned["register_network"] == 1
-    assert not {"simulate_scan", "preprocess_simulated_scan", "pack_scans", "register_classical"} & set(planned)
+    assert not of_scans(planned) | {"register_classical"} & set(planned)
 
 
 def test_the_studies_are_targets_of_their_own_and_train_what_they_change_alone(finished):
@@ -409,5 +414,8 @@ def test_a_bad_scan_fails_with_its_own_message_and_the_others_go_on(tmp_path):
     table_of_files(folder / "mine.csv", rows)
     text = snakemake(folder, "preprocess_all", succeeds=False)
     assert "cut_image.nii.gz" in text and "cannot be read" in text and "Traceback" not in text
+    # of the batch nothing stays; where each scan is a job of its own, the other one does
+    assert [path.parent.name for path in folder.glob("results/preprocessed/mine/*/image.nii.gz")] == ["atlas"]
+    snakemake(folder, "preprocess_all", "--config", "scans_per_job=1", succeeds=False)
     assert (folder / "results/preprocessed/mine/good/image.nii.gz").is_file()
     assert not (folder / "results/preprocessed/mine/cut/image.nii.gz").exists()

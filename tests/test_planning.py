@@ -108,7 +108,7 @@ def test_a_cohort_that_nothing_is_known_of_is_left_out_and_said(tmp_path):
 def test_the_plan_counts_what_the_pipeline_does(small, fast):
     found = planning.plan(read_config(small), measured=False)
     rows = found.table().set_index(["stage", "what"])
-    assert rows.loc[("preprocess", "simulated"), "jobs"] == 9
+    assert rows.loc[("preprocess", "simulated"), "jobs"] == 4  # the atlas, and each split
     assert rows.loc[("train", "voxelmorph"), ["jobs", "number"]].tolist() == [2, 20]
     assert rows.loc[("register", "syn on simulated"), ["jobs", "number"]].tolist() == [2, 8]  # there and back
     assert rows.loc[("register", "voxelmorph on donors"), ["jobs", "number"]].tolist() == [4, 10]
@@ -190,8 +190,9 @@ def test_the_command_prints_table_totals_and_notes(small, fast, capsys, tmp_path
     assert cli.main(["plan", str(small), "--no-measure", "--gpus", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "cohorts.simulated: 1 atlas, 3 train, 1 val, 4 test scans; 4 pairs to register" in printed
-    # 9 scans and 6 donors; a network and two seeds; three methods once and two a seed, on two shards of each cohort
-    assert "jobs: preprocess 15, train 2, register 28, score 28; 73 in all" in printed
+    # the atlas and three splits, of the donors the atlas and the others; a network and two seeds;
+    # three methods once and two a seed, on two shards of each cohort
+    assert "jobs: preprocess 6, train 2, register 28, score 28; 64 in all" in printed
     assert "GPU-hours, trainings and registrations: at least" in printed
     assert "stays: preprocessed scans" in printed
     assert "GPU: none at hand; the GPU's columns are lower bounds" in printed

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from workflow_runs import SMALL, checkout, environment, lease_of
 
-from dmir.report.products import PRODUCTS
+from dmir.report import products
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("cohort", "preprocess", "train", "register", "evaluate", "report")
@@ -23,8 +23,8 @@ def profile(name):
 def rules_of(*names):
     text = "".join((ROOT / "rules" / f"{name}.smk").read_text() for name in names)
     found = re.findall(r"^(?:use )?rule (\w+)(?: as (\w+))?", text, re.MULTILINE)
-    products = {product.name for product in PRODUCTS} if "report" in names else set()
-    return {alias or name for name, alias in found} | products
+    made = {*products.rules()} if "report" in names else set()
+    return {alias or name for name, alias in found} | made
 
 
 def test_every_table_and_figure_is_in_a_group_on_slurm():

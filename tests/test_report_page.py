@@ -21,6 +21,7 @@ import torch
 from dmir.errors import InputError
 from dmir.fields import warp, warp_labels
 from dmir.metrics import dice
+from dmir.report import products
 from dmir.report.examples import Example, example_file, save_example
 from dmir.report.page import ASSETS, write_page
 from dmir.report.page import viewer as viewer_module
@@ -41,7 +42,6 @@ from dmir.report.page.viewer import (
 )
 from dmir.report.panels import FOLDED
 from dmir.report.planes import window_of
-from dmir.report.products import PRODUCTS
 from dmir.report.style import new_figure, save_figure
 from dmir.report.writing import write_table
 from dmir.structures import StructureSet
@@ -464,16 +464,16 @@ def write_benchmark(path: Path, *rows: tuple[str, str, str]) -> None:
 
 def test_run_times_add_up_by_rule_in_the_order_of_the_data_flow(tmp_path):
     folder = tmp_path / "benchmarks"
-    write_benchmark(folder / "comparison_table.tsv", ("2.0", "100.5", "1.5"))
+    write_benchmark(folder / "comparison_tables.tsv", ("2.0", "100.5", "1.5"))
     write_benchmark(folder / "train" / "c" / "caml" / "seed1.tsv", ("60.5", "900", "100.25"))
     write_benchmark(folder / "train" / "c" / "vit" / "seed1.tsv", ("30", "1200", "20"))
-    write_benchmark(folder / "preprocess_scan" / "c" / "a.tsv", ("0.2", "-", "-"))
-    write_benchmark(folder / "preprocess_scan" / "c" / "b.tsv", ("1.3", "NaN", "NA"))
+    write_benchmark(folder / "preprocess_scans" / "c" / "a.tsv", ("0.2", "-", "-"))
+    write_benchmark(folder / "preprocess_scans" / "c" / "b.tsv", ("1.3", "NaN", "NA"))
     write_benchmark(folder / "aaa_unknown.tsv", ("1", "10", "1"), ("2", "30", "2"))  # a job that was repeated
     write_benchmark(folder / "pack_scans" / "c.tsv", ("0.3", "0.47", "0.00"))
     write_benchmark(folder / "report_page.tsv", ("9", "10", "1"))  # of the page before this one
     *rows, total = read_times(tmp_path)
-    assert [row.rule for row in rows] == ["preprocess_scan", "pack_scans", "train", "comparison_table", "aaa_unknown"]
+    assert [row.rule for row in rows] == ["preprocess_scans", "pack_scans", "train", "comparison_tables", "aaa_unknown"]
     scan, packed, train, _, unknown = rows
     assert (scan.jobs, scan.seconds, scan.cpu_seconds, scan.unmeasured) == (2, 1.5, 0.0, 2) and math.isnan(scan.peak_mb)
     assert packed.unmeasured == 1
@@ -486,18 +486,9 @@ def test_run_times_add_up_by_rule_in_the_order_of_the_data_flow(tmp_path):
 
 def test_every_rule_that_is_measured_has_its_place():
     """A rule that the page does not know would stand last, whatever it is."""
-    rules = Path(__file__).parents[1] / "rules"
-    blocks = [
-        block
-        for path in sorted(rules.glob("*.smk"))
-        for block in re.split(r"^(?=(?:use )?rule )", path.read_text(), flags=re.M)
-    ]
-    measured = {
-        re.match(r"(?:use rule \w+ as|rule) (\w+)", block)[1]
-        for block in blocks
-        if "    benchmark:" in block and re.match(r"(?:use )?rule ", block)
-    }
-    assert measured - {OWN_RULE} | {product.name for product in PRODUCTS} == set(RULES)
+    files = (Path(__file__).parents[1] / "rules").glob("*.smk")
+    measured = {name for file in files for name in re.findall(r'"<benchmarks>/(\w+)', file.read_text())}
+    assert measured - {OWN_RULE} | products.rules().keys() == set(RULES)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from workflow_runs import checkout, snakemake
 from dmir.config import parse_config, read_config
 from dmir.errors import InputError
 from dmir.planning import quota
+from dmir.planning.batches import count_batches
 from dmir.planning.costs import STARTUP, registration_seconds, scoring_seconds
 from dmir.planning.jobs import CohortSize, cohort_size, used_cohorts
 from dmir.planning.plan import disk_parts
@@ -209,7 +210,8 @@ def test_the_paper_with_all_its_scans(scale, tmp_path):
     assert found["mb"] < 1000
     counts, configuration = found["jobs"], read_config(config)
     sizes = {name: cohort_size(configuration, name) for name in used_cohorts(configuration)}
-    assert counts["preprocess_scan"] == sum(size.total for size in sizes.values())
+    batches = [count_batches(configuration, name, size) for name, size in sizes.items()]
+    assert counts["preprocess_scans"] == sum(batches) < sum(size.total for size in sizes.values()) / 8
     assert counts["train"] == 7 * 3
     registrations = sum(counts[f"register_{kind}"] for kind in ("classical", "descent", "network"))
     assert (

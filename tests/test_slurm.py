@@ -17,12 +17,10 @@ from slurm_cluster import slurm_cluster, why_not
 from workflow_runs import checkout, start_in_session, wait_for, write_config
 
 ON_GPUS = {"train", "register_network", "register_descent"}
+BATCHES = ("reference", "train000", "val000", "test000")
 BEFORE_TRAINING = {
-    "make_scan",
-    "simulate_scan",
+    *(f"{kind}_scans_simulated_{batch}" for kind in ("make", "preprocess") for batch in BATCHES),
     "list_scans",
-    "preprocess_scan",
-    "preprocess_simulated_scan",
     "pack_scans",
 }
 TABLES = ["comparison", "statistics_simulated", "topology"]
@@ -214,7 +212,7 @@ def test_figures_and_the_report_are_made_in_the_same_job_as_the_tables(clustered
     assert "simulated" in (folder / "results/report.html").read_text()
     assert list((folder / "results/figures").glob("qualitative_simulated_*.svg"))
     submitted = {one.rule for one in clustered["submissions"][1]}
-    assert not submitted & {"report_page", "qualitative", "contours", "training_curves", "critical_difference"}
+    assert not submitted & {"report_page", "pictures", "trainings", "cohort_products"}
 
 
 def test_what_was_done_before_everything_was_cancelled_is_not_done_again(clustered):
@@ -238,11 +236,11 @@ def test_a_training_killed_for_its_time_is_submitted_again_with_more_and_ends_we
 
 def test_many_short_jobs_are_few_submissions(clustered):
     first, second, _ = clustered["submissions"]
-    simulated = [one.tasks for one in first if one.rule == "simulate_scan"]
-    assert simulated == [4]  # an array
+    simulated = [one.tasks for one in first if one.rule.startswith("make_scans")]
+    assert simulated == [1] * len(BATCHES)
     groups = [one for one in second if one.rule.startswith("report_")]
     assert len(groups) == 1
-    gathered = {"gather_scores", "provenance", *(f"{name}_table" for name in ("comparison", "statistics", "topology"))}
+    gathered = {"gather_scores", "provenance", "comparison_tables", "cohort_products", "preprocessing_table"}
     assert not gathered & {one.rule for one in second}
 
 

@@ -216,9 +216,11 @@ def test_rules_that_a_loop_makes_are_of_its_file(tmp_path):
     (tmp_path / "Snakefile").write_text("rule all:\n    input: []\n")
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules" / "train.smk").write_text("rule learn:\n    output: 'a'\n")
-    (tmp_path / "rules" / "report.smk").write_text("for name in names:\n\n    rule:\n        name:\n            name\n")
-    progress = Progress({"learn": 1, "any_table": 2, "all": 1}, stages_of(tmp_path))
-    assert progress.announcement() == "4 jobs: train 1, report 2"
+    loop = "for one in several:\n\n    rule:\n        name:\n            {name}\n"
+    (tmp_path / "rules" / "report.smk").write_text(loop.format(name="one"))
+    (tmp_path / "rules" / "cohort.smk").write_text(loop.format(name='f"make_scans_{one}"'))
+    progress = Progress({"make_scans_a_train000": 1, "learn": 1, "any_table": 2, "all": 1}, stages_of(tmp_path))
+    assert progress.announcement() == "5 jobs: cohort 1, train 1, report 2"
 
 
 def test_the_time_left_follows_what_has_ended_and_weighs_stages():

@@ -14,11 +14,12 @@ from workflow_runs import SMALL, checkout, snakemake
 
 from dmir import provenance
 from dmir.config import parse_config
-from dmir.errors import InputError
+from dmir.errors import DmirError, InputError
 from dmir.planning import quota
+from dmir.planning.batches import scans_per_batch
 from dmir.provenance import imported_modules
 from dmir.report import making
-from dmir.report.products import PRODUCTS, Product, product
+from dmir.report.products import PRODUCTS, Product, product, rules
 from dmir.workflow import Run
 from dmir.workflow.paths import Paths
 from dmir.workflow.products import code_of
@@ -168,11 +169,42 @@ def test_pairs_of_a_simulated_cohort_are_registered_both_ways_and_know_their_tru
     assert once.registered_pairs(job) == forward
 
 
-def test_a_scan_is_aligned_to_its_cohorts_reference_and_the_reference_to_nothing(run):
-    assert run.reference_of_scan(at(cohort="own", scan="t")) == {}
-    files = run.reference_of_scan(at(cohort="own", scan="d"))["reference"]
+def batches(run, cohort):
+    return {batch.name: batch for batch in run.batches if batch.cohort == cohort}
+
+
+def test_a_batch_is_aligned_to_its_cohorts_reference_and_the_reference_to_nothing(run):
+    own = batches(run, "own")
+    assert own["reference"].scans == ("t",) and run.reference_of_batch(own["reference"]) == []
+    files = run.reference_of_batch(own["test000"])
     assert [Path(path).name for path in files] == ["image.nii.gz", "labels.nii.gz", "affine.mat", "quality.json"]
     assert {Path(path).parent.name for path in files} == {"t"}
+
+
+def test_a_batch_has_scans_of_one_split_and_one_that_is_added_touches_no_other_split(make_run, tmp_path):
+    before = batches(make_run(scans_per_job=2), "own")
+    assert {name: "".join(batch.scans) for name, batch in before.items()} == {
+        **{"reference": "t", "train000": "ab", "val000": "c", "test000": "de", "test001": "f"},
+    }
+    write_table(tmp_path / "own", {**SPLITS, "g": "test"})
+    after = batches(make_run(scans_per_job=2), "own")
+    assert {name for name in after if after[name] != before[name]} == {"test001"}
+    write_table(tmp_path / "own", {f"s{k:02d}": "test" for k in range(40)} | SPLITS)
+    sizes = [len(batch.scans) for name, batch in batches(make_run(), "own").items() if name.startswith("test")]
+    assert sum(sizes) == 43 and max(sizes) == scans_per_batch(make_run().configuration, "own") == sizes[0] > 10
+
+
+def test_a_batchs_files_are_those_of_its_scans_and_a_simulated_scan_has_its_truth(make_run):
+    run = make_run(test_on=["own", "sim"])
+    own, simulated = batches(run, "own"), batches(run, "sim")
+    assert [Path(path).name for path in run.files_of_batch(own["val000"])] == ["c-image.nii.gz", "c-labels.nii.gz"]
+    assert {batch.cohort for batch in run.batches_made} == {"sim"}
+    for batch in simulated.values():
+        made = {path.removeprefix("<results>/") for path in run.made_files(batch)}
+        assert made == {path.removeprefix("results/") for path in run.files_of_batch(batch)}
+        truths = {path for path in run.preprocessed_files(batch) if path.endswith("truth.nii.gz")}
+        assert len(truths) == (0 if batch.name == "reference" else len(batch.scans))
+    assert run.made_scans(simulated["test000"]) == {"sub-003": {}, "sub-004": {}}
 
 
 def test_a_training_reads_no_test_scan(run):
@@ -187,7 +219,7 @@ def test_quality_is_read_where_it_decides_who_takes_part(make_run):
     job = at(cohort="own", method="syn", model="none", shard="shard001")
     assert run.quality_of_shard(job) == [f"results/preprocessed/own/{scan}/quality.json" for scan in ("f", "t")]
     assert len(run.quality_for_training(job)) == 4
-    assert "flagged" not in run.preprocess_settings(at(cohort="own", scan="d"))
+    assert "flagged" not in run.preprocess_settings("own")
 
 
 def test_a_refinement_registers_with_the_weights_of_what_it_refines(run):
@@ -267,7 +299,7 @@ def parameters(run):
         **{f"train {m}": run.training_settings(at(method=m)) for m in run.networks},
         **{f"weights {m}": run.expected_weights(at(method=m)) for m in methods if run.network_of(m)},
         **{f"refine {m}": run.refinement_of_method(at(method=m)) for m in methods if run.network_of(m)},
-        "preprocess": run.preprocess_settings(at(cohort="own", scan="d")),
+        "preprocess": run.preprocess_settings("own"),
         "scores": run.numbers_hash(at()),
     }
 
@@ -303,9 +335,10 @@ def test_axes_are_stated_of_files_and_not_of_what_a_job_has_made(make_run):
         "sim": {"source": "simulated", "train": 1, "val": 1, "test": 2, "orientation": "LPS"},
     }
     run = make_run(cohorts=cohorts, test_on=["own", "sim"])
-    assert run.preprocess_settings(at(cohort="own", scan="d"))["orientation"] == "LPS"
-    scan = run.pairs["sim"][0][0]
-    assert run.preprocess_settings(at(cohort="sim", scan=scan))["orientation"] is None
+    axes = {name: run.preprocessed_scans(batches(run, name)["test000"]).values() for name in ("own", "sim")}
+    assert {name: {its["orientation"] for its in scans} for name, scans in axes.items()} == {
+        **{"own": {"LPS"}, "sim": {None}},
+    }
 
 
 # --- resources ---
@@ -361,7 +394,7 @@ def hashes(run):
     return {
         **{f"register {m}": run.method_code(at(method=m)) for m in run.configuration.methods},
         **{f"train {m}": run.network_code(at(method=m)) for m in run.networks},
-        **{f"make {c}": run.making_code(at(cohort=c)) for c in ("own", "sim")},
+        **{f"make {c}": run.making_code(c) for c in ("own", "sim")},
         "provenance": run.scoring_code(at())["hash"],
         **{its.name: code_of(its)["hash"] for its in PRODUCTS},
     }
@@ -475,9 +508,29 @@ def test_products_differ_in_name_and_files():
 def test_logs_have_a_folder_for_each_wildcard_and_pairs_stay_together():
     logs = {name: product(name).log for name in ("comparison_table", "statistics_table", "study_table", "qualitative")}
     assert list(logs.values()) == [
-        *("comparison_table", "statistics_table/{cohort}", "study_table/{study}"),
-        "qualitative/{cohort}/{moving}__{fixed}",
+        *("comparison_tables", "cohort_products/{cohort}", "study_table/{study}"),
+        "pictures/{cohort}/{moving}__{fixed}",
     ]
+
+
+def test_kin_are_of_the_same_and_a_rule_makes_those_that_there_are(run):
+    assert {len(kin) for kin in rules().values()} > {1}
+    for kin in rules().values():
+        assert len({(tuple(its.wildcards), its.study) for its in kin}) == 1
+        made = {file.split("{")[0] for its in kin for file in its.files}
+        needed = [str(path).replace("<results>/", "") for path in run.needs_of(*kin).values()]
+        assert not [path for path in needed if path.split("{")[0] in made]
+    assert [its.name for its in run.product_rules()["comparison_tables"]] == [
+        *("comparison_table", "topology_table", "failures_table")
+    ]  # nothing is published on this cohort
+
+
+def test_what_kin_need_and_are_given_is_what_each_needs_and_is_given(run):
+    kin = rules()["pictures"]
+    assert set(run.needs_of(*kin)) == {name for its in kin for name in run.needs_of(its)}
+    assert set(run.params_of(*kin)) == {name for its in kin for name in run.params_of(its)}
+    assert set(run.params_of(*kin)["code"]) == {"qualitative", "contours"}
+    assert run.memory_of(*kin) == max(map(run.memory_of, kin))
 
 
 def test_a_studys_table_and_figure_have_its_own_words_and_scores(run):
@@ -511,27 +564,45 @@ def test_a_title_and_a_place_on_the_page_come_with_the_entry():
     assert replace(its, folder="figures").files[0] == "figures/my_{cohort}.svg"
 
 
-class Files(SimpleNamespace):
-    """Inputs as Snakemake gives them: by name, and gone through, each file."""
-
-    def __iter__(self):
-        return iter(vars(self).values())
-
-
 def test_making_writes_every_file_with_its_caption_and_what_it_was_made_from(run, tmp_path):
     its = product("structure_table")
     record = {key: {} for key in ("configuration", "code", "data", "weights")} | {"modules": []}
     (tmp_path / "provenance").mkdir()
     record_file = tmp_path / "provenance" / "run.json"
     record_file.write_text(json.dumps(record))
-    files = Files(structure_set=run.structure_set_file(at(cohort="own")), provenance=str(record_file))
+    files = at(structure_set=run.structure_set_file(at(cohort="own")), provenance=str(record_file), pairs="of kin")
     outputs = [str(tmp_path / file.format(cohort="own.b")) for file in its.files]
     (tmp_path / "tables").mkdir()
-    making.make(its.name, files, at(structures="oasis28", code=code_of(its)), at(cohort="own.b"), outputs)
+    params = at(structures="oasis28", code={its.name: code_of(its)})
+    making.make(files, params, at(cohort="own.b"), outputs)
     assert all(Path(path).stat().st_size for path in outputs) and len(outputs) == 5
     assert Path(outputs[2]).read_text().startswith("Structures of own.b (oasis28).\n")
     sidecar = json.loads(Path(outputs[4]).read_text())
     assert list(sidecar["inputs"]) == ["oasis28.csv"] and sidecar["modules"] == sorted(its.modules)
+
+
+def test_kin_that_fail_are_told_by_their_names_and_the_others_are_made(run, tmp_path, capsys):
+    first, second, third = (product(name) for name in ("topology_table", "structure_table", "failures_table"))
+    record = {key: {} for key in ("configuration", "code", "data", "weights")} | {"modules": []}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    files = at(
+        structures="none.parquet",
+        pairs="nor.parquet",
+        structure_set=run.structure_set_file(at(cohort="own")),
+        provenance=str(tmp_path / "run.json"),
+    )
+    outputs = [str(tmp_path / file.format(cohort="own")) for its in (first, second, third) for file in its.files]
+    (tmp_path / "tables").mkdir()
+    params = at(structures="oasis28", methods=["syn"], code={its.name: code_of(its) for its in (first, second, third)})
+    with pytest.raises(DmirError) as refused:
+        making.make(files, params, at(cohort="own"), outputs)
+    told = str(refused.value).splitlines()
+    assert [line.split(": ")[:2] for line in told] == [
+        ["topology_table", "none.parquet"],
+        ["Error", "failures_table"],
+    ]
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {Path(path).name for path in outputs[5:10]}
+    assert capsys.readouterr().out.split() == ["topology_table", "structure_table", "failures_table"]
 
 
 NEW_ENTRY = """

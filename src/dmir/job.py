@@ -7,12 +7,12 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from dmir.doubts import told_doubts
-from dmir.errors import DmirError, made_below
+from dmir.errors import DmirError, StorageError, made_below
 from dmir.runs import join_run
 from dmir.storage import storage_error
 
@@ -60,6 +60,32 @@ def job(log: str | Path, threads: int = 1) -> Iterator[None]:
         _leave(traceback.format_exc().rstrip() if told is None else f"Error: {told}", outside)
     finally:
         os.close(outside)
+
+
+def do_each(work: Mapping[str, Callable[[], object]]) -> None:
+    """Do several things one after the other; a user's mistake in one of them does not keep the others from being tried.
+
+    Parameters
+    ----------
+    work
+        Name -> what is to be done. The name stands in the output before whatever is said meanwhile.
+
+    Raises
+    ------
+    DmirError
+        What failed, each by its name. A full disk, or a defect, ends everything at once.
+    """
+    failed = []
+    for name, one in work.items():
+        print(name, flush=True)
+        try:
+            one()
+        except StorageError:
+            raise
+        except DmirError as error:
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise DmirError("\nError: ".join(failed))
 
 
 def _results_of(log: Path) -> Path | None:

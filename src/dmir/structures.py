@@ -154,7 +154,7 @@ def read_structures(
 
 def present_ids(labels: np.ndarray) -> list[int]:
     """Return the ids of a label map but 0."""
-    return [int(number) for number in np.unique(labels) if number]
+    return [int(number) for number in np.unique(labels[labels != 0])]
 
 
 def misfit(ids: Sequence[int], structures: StructureSet, mapping: Mapping[int, int] | None = None) -> str:

@@ -14,14 +14,14 @@ from dmir.terminal import duration
 # What a job of a stage takes, relative to others, until one of its rule has ended. Only the proportions count.
 WEIGHTS = {"cohort": 5, "preprocess": 11, "train": 60, "register": 8, "evaluate": 5, "report": 2}
 RULE = re.compile(r"^(?:rule\s+(\w+)\s*:|use rule \w+ as (\w+))", re.MULTILINE)
-UNNAMED = re.compile(r"^\s+rule\s*:\s*$", re.MULTILINE)  # one of many that a loop makes, named as they are made
-OTHERS = "*"
+# one of many that a loop makes: what their names begin with, if that is the same
+LOOP = re.compile(r"^\s+rule\s*:\s+name:\s+(?:f\"(\w+))?", re.MULTILINE)
 
 
 def stages_of(folder: Path) -> dict[str, str]:
     """Return rule -> stage: the name of the file in ``rules/`` that holds it, ``""`` for those of the Snakefile.
 
-    Rules that a loop makes are all others, ``"*"``.
+    Rules that a loop makes stand there as ``"make_scans_*"`` or, where their names have nothing in common, ``"*"``.
     """
     found = {}
     for path in [folder / "Snakefile", *sorted((folder / "rules").glob("*.smk"))]:
@@ -29,7 +29,7 @@ def stages_of(folder: Path) -> dict[str, str]:
             text = path.read_text(encoding="utf-8", errors="replace")
             stage = "" if path.name == "Snakefile" else path.stem
             found.update({one or other: stage for one, other in RULE.findall(text)})
-            found.update({OTHERS: stage} if UNNAMED.search(text) else {})
+            found.update({f"{first}*": stage for first in LOOP.findall(text)})
     return found
 
 
@@ -82,7 +82,10 @@ class Progress:
 
     def stage(self, rule: str) -> str:
         """Return the stage of a rule; ``""`` for those that only collect, of which no line tells."""
-        return self.stages.get(rule, self.stages.get(OTHERS, ""))
+        if rule in self.stages:
+            return self.stages[rule]
+        loops = [name for name in self.stages if name.endswith("*") and rule.startswith(name[:-1])]
+        return self.stages[max(loops, key=len)] if loops else ""
 
     def begin(self, number: int, job: Job) -> None:
         """Note that a job has begun, or was submitted."""

@@ -10,10 +10,14 @@ with job(snakemake.log[0], snakemake.threads):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from dmir.methods.network import register_pairs
     from dmir.methods.records import divide_pairs, write_records
-    from dmir.methods.refinement import refine
     from dmir.preprocess.quality import flagged_scans
 
     files, params = snakemake.input, snakemake.params
+    refine = None
+    if params.refinement:
+        from dmir.methods import refinement
+
+        refine = partial(refinement.refine, **params.refinement)
     folder = Path(snakemake.output.fields)
     folder.mkdir(parents=True, exist_ok=True)
     pairs, left_out = divide_pairs(params.pairs, files.images, flagged_scans(files.quality))
@@ -21,7 +25,7 @@ with job(snakemake.log[0], snakemake.threads):
         pairs,
         folder,
         files.weights,
-        refine=partial(refine, **params.refinement) if params.refinement else None,
+        refine=refine,
         expected=params.expected,
     )
     names = {key: snakemake.wildcards[key] for key in ("cohort", "method", "model")}

@@ -43,6 +43,9 @@ class Config(Model):
     pairs_per_job: Annotated[int, Field(ge=1)] | None = None
     """Pairs that one job registers, and another scores; none: computed for each method from what a pair takes, so that
     no job is short (docs/scale.md). Another number makes other jobs, and all of them run anew."""
+    scans_per_job: Annotated[int, Field(ge=1)] | None = None
+    """Scans that one job makes or preprocesses; none: computed from what a scan takes, so that no job is short
+    (docs/scale.md). 1 is for a cohort that grows while it is worked on: a scan is then never made again with others."""
     keep_fields: bool = False
     """Keep every displacement field under `results/registered/` (at 160x192x224 one takes 83 MB)."""
     disk_quota_gb: Positive | None = None
@@ -269,7 +272,9 @@ class Config(Model):
         return {"source": cohort.source, **cohort.scan_parameters(Path(self.root), made)}
 
 
-PLACES_AND_DRAWINGS = frozenset({"results", "root", "keep_fields", "pairs_per_job", "disk_quota_gb", "report"})
+PLACES_AND_DRAWINGS = frozenset(
+    {"results", "root", "keep_fields", "pairs_per_job", "scans_per_job", "disk_quota_gb", "report"}
+)
 
 
 def _is_known(algorithm: str, kind: str | None = None) -> bool:

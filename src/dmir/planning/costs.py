@@ -21,6 +21,7 @@ DESCENT_GPU = 1e-9  # a voxel and step on a GPU: what it moves at 2 TB/s
 PREPROCESS_SCAN = 3.0  # reading, stripping by a mask, resampling, normalising, writing: a head of 1 mm
 PREPROCESS_N4 = 4.0
 PREPROCESS_AFFINE = 24.0  # divided by the square of affine_spacing: 6 s at 2 mm
+PREPROCESS_DEEPBET = 10.0
 SCORE_VOXEL = 3e-7  # a label interpolation, reading included: 4 s at 160x192x224 with both
 WRITE_VOXEL = 3e-7
 FIELD_BYTES_A_VOXEL = 12  # three float32
@@ -29,6 +30,17 @@ FIELD_BYTES_A_VOXEL = 12  # three float32
 def voxels_of(shape: Sequence[int]) -> int:
     """Return the number of voxels of a grid."""
     return math.prod(shape)
+
+
+def preprocessing_seconds(configuration: Config, cohort: str) -> float:
+    """Return the seconds that one scan of a cohort takes: they depend on the scan, hardly on the grid."""
+    settings = configuration.preprocess_of(configuration.cohorts[cohort])
+    steps = {
+        PREPROCESS_N4: settings.bias_correction,
+        PREPROCESS_AFFINE / settings.affine_spacing**2: settings.affine,
+        PREPROCESS_DEEPBET: settings.skull_strip == "deepbet",
+    }
+    return PREPROCESS_SCAN + sum(seconds for seconds, done in steps.items() if done)
 
 
 def registration_seconds(configuration: Config, method: str) -> float:

@@ -14,13 +14,13 @@ from dmir import registry
 from dmir.config import Config
 from dmir.methods import descent
 from dmir.methods.stages import levels
+from dmir.planning.batches import count_batches
 from dmir.planning.costs import (
-    PREPROCESS_AFFINE,
-    PREPROCESS_N4,
-    PREPROCESS_SCAN,
+    PREPROCESS_DEEPBET,
     SCORE_VOXEL,
     WRITE_VOXEL,
     field_bytes,
+    preprocessing_seconds,
     voxels_of,
 )
 from dmir.planning.device_speed import DeviceSpeed, roofline, roofline_seconds
@@ -66,22 +66,16 @@ class Planner:
         return registering_models(self.configuration)
 
     def preprocess(self) -> list[Stage]:
-        """A job a scan; how long it takes depends on the scan and not on the grid."""
+        """A job a batch of scans; how long it takes depends on the scans and not on the grid."""
         rows = []
         for name, size in self.sizes.items():
-            settings = self.configuration.preprocess_of(self.configuration.cohorts[name])
-            seconds = PREPROCESS_SCAN
-            seconds += PREPROCESS_N4 if settings.bias_correction else 0.0
-            seconds += PREPROCESS_AFFINE / settings.affine_spacing**2 if settings.affine else 0.0
-            notes = []
-            if settings.skull_strip == "deepbet":
-                seconds += 10.0
-                notes.append("deepbet: a constant of 10 s on the CPU")
+            seconds, notes = preprocessing_seconds(self.configuration, name), []
+            if self.configuration.preprocess_of(self.configuration.cohorts[name]).skull_strip == "deepbet":
+                notes.append(f"deepbet: a constant of {PREPROCESS_DEEPBET:.0f} s on the CPU")
             if self.configuration.cohorts[name].MADE is not None:
                 notes.append("without making the scans")
-            rows.append(
-                Stage("preprocess", name, size.total, size.total, "scan", seconds, "constant", note="; ".join(notes))
-            )
+            jobs = count_batches(self.configuration, name, size)
+            rows.append(Stage("preprocess", name, jobs, size.total, "scan", seconds, "constant", note="; ".join(notes)))
         return rows
 
     def train(self) -> list[Stage]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from dmir.errors import InputError, damaged
 from dmir.preprocess.ants_images import FLIP, single_threaded_ants, to_ants
@@ -89,8 +90,8 @@ def estimate_affine(
 
 def _coarse_grid(volume: Volume, spacing: float) -> Grid:
     """Return an isotropic RAS grid over what is not zero, with a margin of four voxels."""
-    voxels = np.argwhere(volume.data)
-    low, high = voxels.min(axis=0), voxels.max(axis=0)
+    box = ndimage.find_objects((volume.data != 0).astype(np.uint8))[0]
+    low, high = [side.start for side in box], [side.stop - 1 for side in box]
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
     world = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     depth, height, width = (int(n) for n in np.ceil((world.max(axis=0) - world.min(axis=0)) / spacing) + 9)

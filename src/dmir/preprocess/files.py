@@ -12,7 +12,6 @@ import pandas as pd
 
 from dmir.doubts import doubt, told_doubts
 from dmir.errors import InputError
-from dmir.fields import load_field, save_field
 from dmir.preprocess.scan import preprocess_atlas, preprocess_scan, read_preprocessed
 from dmir.preprocess.truth import truth_on_grid
 from dmir.structures import load_structures, read_structures
@@ -99,6 +98,8 @@ def preprocess_files(
     if result.labels is None:
         write_labels(folder / "labels.nii.gz", Volume(np.zeros(result.image.shape, np.int16), result.image.affine))
     if truth:
+        from dmir.fields import load_field, save_field  # and so torch, which no other scan waits for
+
         displacement, affine = load_field(truth)
         field = truth_on_grid(displacement, affine, result.affine, result.image.grid)
         save_field(folder / "truth.nii.gz", field, result.image.affine)

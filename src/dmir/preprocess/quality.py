@@ -113,7 +113,7 @@ def flagged_scans(files: Iterable[str | Path]) -> dict[str, str]:
 
 def _outside(native_mask: Volume, transform: np.ndarray, mask: Volume) -> float:
     """Return the percentage of the brain that the grid does not hold, judged on every seventh voxel."""
-    voxels = np.argwhere(native_mask.data)[::7]
+    voxels = np.stack(np.unravel_index(np.flatnonzero(native_mask.data)[::7], native_mask.shape), axis=-1)
     to_grid = np.linalg.inv(transform @ mask.affine) @ native_mask.affine
     place = voxels @ to_grid[:3, :3].T + to_grid[:3, 3]
     beyond = ((place < -0.5) | (place > np.array(mask.shape) - 0.5)).any(axis=1)

@@ -8,11 +8,15 @@ library, and returns a table (DataFrame) or a figure (Matplotlib's).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dmir.report.products import product
+from dmir.job import do_each
+from dmir.report.products import Product, product
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,31 +33,38 @@ class Asked(Protocol):
     def __getattr__(self, name: str, /) -> Any: ...
 
 
-class Files(Asked, Protocol):
-    """The same, and gone through it gives every file."""
+class Files(SimpleNamespace):
+    """Files by name, one or several of each; gone through it gives every one."""
 
-    def __iter__(self) -> Iterator[str]: ...
+    def __iter__(self) -> Iterator[str]:
+        for given in vars(self).values():
+            yield from [given] if isinstance(given, str) else given
 
 
-def make(name: str, files: Files, params: Asked, names: Asked, outputs: Iterable[str]) -> None:
-    """Make a product and write its files, each all at once.
+def make(files: Asked, params: Asked, names: Asked, outputs: Iterable[str]) -> None:
+    """Make the products of one job, each of which is told by its name if it fails, and write their files.
 
     Parameters
     ----------
-    name
-        Of the product.
     files, params, names
-        As the functions of this module are given them; all of ``files``, gone through, are what it is made from, and
-        ``params.code`` names the modules that make it.
+        As the functions of this module are given them, of all products together; ``params.code`` has the products'
+        names, each with the modules that make it.
     outputs
-        Its files, which differ in their suffixes.
+        The files of one product after those of another; of one they differ in their suffixes.
     """
+    left = iter(outputs)
+    parts = {name: [*islice(left, len(product(name).files))] for name in params.code}
+    do_each({name: partial(_make_one, product(name), files, params, names, part) for name, part in parts.items()})
+
+
+def _make_one(its: Product, files: Asked, params: Asked, names: Asked, outputs: Sequence[str]) -> None:
+    """Make a product of those of the job's files that it needs, and write its own, each all at once."""
     from dmir.report.origin import origin_of
 
-    made = globals()[name](files, params, names)
-    origin = origin_of(files.provenance, files, params.code["modules"])
-    stem = Path(next(iter(outputs))).with_suffix("")
-    its = product(name)
+    own = Files(**{name: getattr(files, name) for name in (*its.needs, "provenance")})
+    made = globals()[its.name](own, params, names)
+    origin = origin_of(files.provenance, own, params.code[its.name]["modules"])
+    stem = Path(outputs[0]).with_suffix("")
     if its.folder == "figures":
         from dmir.report.style import save_figure
 

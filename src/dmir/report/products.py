@@ -50,6 +50,9 @@ class Product:
         MB that it takes at least.
     grows_with
         What it takes more for: ``"scores"``, ``"voxels"`` or ``""``.
+    together
+        The rule that makes it with its kin, which are of the same and wait for the same, in one job: most take less
+        time than the start of a process. "": a rule of its own name.
     """
 
     name: str
@@ -67,6 +70,12 @@ class Product:
     study: str = ""
     memory: int = 1000
     grows_with: str = ""
+    together: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that makes it."""
+        return self.together or self.name
 
     @property
     def wildcards(self) -> list[str]:
@@ -75,11 +84,11 @@ class Product:
 
     @property
     def log(self) -> str:
-        """The name of its log and of its benchmark, without a suffix: the rule, then a folder a wildcard."""
+        """The name of its job's log and benchmark, without a suffix: the rule, then a folder a wildcard."""
         if not self.wildcards:
-            return self.name
+            return self.rule
         wildcards = self.pattern[self.pattern.index("{") :]
-        return f"{self.name}/{wildcards.replace('}_{', '}/{')}"
+        return f"{self.rule}/{wildcards.replace('}_{', '}/{')}"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -121,6 +130,7 @@ PRODUCTS = (
         label="comparison of all methods",
         text="comparison",
         grows_with="scores",
+        together="comparison_tables",
     ),
     _table(
         name="statistics_table",
@@ -135,6 +145,7 @@ PRODUCTS = (
         text="statistics",
         memory=2000,
         grows_with="scores",
+        together="cohort_products",
     ),
     _table(
         name="topology_table",
@@ -147,6 +158,7 @@ PRODUCTS = (
         label="topology of the warped labels",
         text="topology",
         grows_with="scores",
+        together="comparison_tables",
     ),
     _table(
         name="cross_cohort_table",
@@ -172,6 +184,7 @@ PRODUCTS = (
         label="Dice by structure",
         text="dice_by_structure",
         grows_with="scores",
+        together="cohort_products",
     ),
     _table(
         name="study_table",
@@ -202,6 +215,7 @@ PRODUCTS = (
         label="trainings",
         category="Training",
         text="training_table",
+        together="trainings",
     ),
     _table(
         name="preprocessing_table",
@@ -225,6 +239,7 @@ PRODUCTS = (
         caption="Registrations that failed.",
         label="registrations that failed",
         text="failures",
+        together="comparison_tables",
     ),
     _table(
         name="published_table",
@@ -237,6 +252,7 @@ PRODUCTS = (
         caption="Published figures.",
         label="published figures",
         text="published",
+        together="comparison_tables",
     ),
     _table(
         name="structure_table",
@@ -249,6 +265,7 @@ PRODUCTS = (
         caption="Structures of {cohort} ({structures}).",
         label="structures",
         text="structures",
+        together="cohort_products",
     ),
     _figure(
         name="dice_by_structure",
@@ -263,6 +280,7 @@ PRODUCTS = (
         label="Dice by structure",
         text="dice_by_structure",
         grows_with="scores",
+        together="cohort_products",
     ),
     _figure(
         name="critical_difference",
@@ -278,6 +296,7 @@ PRODUCTS = (
         label="critical difference",
         text="critical_difference",
         grows_with="scores",
+        together="cohort_products",
     ),
     _figure(
         name="dice_against_time",
@@ -290,6 +309,7 @@ PRODUCTS = (
         "comparison table name the devices.",
         label="Dice against time",
         text="dice_against_time",
+        together="tradeoffs",
     ),
     _figure(
         name="dice_against_folding",
@@ -302,6 +322,7 @@ PRODUCTS = (
         "differences). Methods without any fold stand side by side in the grey band.",
         label="Dice against folding",
         text="dice_against_folding",
+        together="tradeoffs",
     ),
     _figure(
         name="dice_against_age",
@@ -332,6 +353,7 @@ PRODUCTS = (
         label="qualitative",
         text="qualitative",
         grows_with="voxels",
+        together="pictures",
     ),
     _figure(
         name="contours",
@@ -346,6 +368,7 @@ PRODUCTS = (
         label="surfaces",
         text="contours",
         grows_with="voxels",
+        together="pictures",
     ),
     _figure(
         name="training_curves",
@@ -358,6 +381,7 @@ PRODUCTS = (
         label="training curves",
         category="Training",
         text="training_curves",
+        together="trainings",
     ),
     _figure(
         name="ablation_figure",
@@ -397,3 +421,11 @@ def products(folder: str) -> list[Product]:
 def product(name: str) -> Product:
     """Return the product of a name."""
     return next(product for product in PRODUCTS if product.name == name)
+
+
+def rules() -> dict[str, list[Product]]:
+    """Return rule -> what it makes, in the order of :data:`PRODUCTS`."""
+    made: dict[str, list[Product]] = {}
+    for product in PRODUCTS:
+        made.setdefault(product.rule, []).append(product)
+    return made

@@ -18,9 +18,9 @@ TRAINING = ("dmir.training.loop", "dmir.training.follower")  # the second is sta
 class Code(Facts):
     """The code of the jobs that depend on which source, network or method they are of."""
 
-    def making_code(self, wildcards: Wildcards) -> str:
-        """Return the hash of what making a scan depends on."""
-        return code_hash(SOURCES[self.source_of(wildcards.cohort)])
+    def making_code(self, cohort: str) -> str:
+        """Return the hash of what making a cohort's scans depends on."""
+        return code_hash(SOURCES[self.source_of(cohort)])
 
     def network_code(self, wildcards: Wildcards) -> str:
         """Return the hash of what a training depends on: the training itself and the one network."""

@@ -12,6 +12,7 @@ from dmir.cohorts.pairs import registration_pairs
 from dmir.config import Config
 from dmir.config.studies import STUDIES
 from dmir.planning import quota, shards
+from dmir.planning.batches import Batch, batches_of
 from dmir.planning.costs import voxels_of
 from dmir.planning.jobs import size_of_table, used_cohorts
 from dmir.planning.shards import Pair
@@ -60,6 +61,8 @@ class Facts:
         Cohort -> scan -> its row.
     references
         Cohort -> the scan that the others are aligned to.
+    batches
+        The scans of all cohorts as jobs make and preprocess them.
     pairs
         Tested cohort -> its pairs (moving, fixed).
     models
@@ -112,6 +115,11 @@ class Facts:
         self.references = {
             name: reference_scan(table, configuration.cohorts[name].reference) for name, table in self.scans.items()
         }
+        self.batches = [
+            batch
+            for name in self.cohorts
+            for batch in batches_of(configuration, name, self.splits(name), self.references[name])
+        ]
         for name in self.cohorts:
             trained = configuration.trained_pairs() if name == configuration.train_on else []
             tested = name in configuration.test_on
@@ -134,6 +142,11 @@ class Facts:
         self.voxels = voxels_of(configuration.grid.shape)
 
     @property
+    def batches_made(self) -> list[Batch]:
+        """The batches whose scans a job makes."""
+        return [batch for batch in self.batches if batch.cohort in self.made]
+
+    @property
     def constraints(self) -> dict[str, str]:
         """Wildcard -> the pattern of what it may be."""
         return {
@@ -154,6 +167,10 @@ class Facts:
     def source_of(self, cohort: str) -> str:
         """Return what a cohort's scans come from."""
         return self.configuration.cohorts[cohort].source
+
+    def splits(self, cohort: str) -> dict[str, str]:
+        """Return scan -> split of a cohort."""
+        return {scan: row["split"] for scan, row in self.rows[cohort].items()}
 
     def scans_of(self, cohort: str, *splits: str) -> list[str]:
         """Return the names of a cohort's scans in some splits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dmir.planning.batches import Batch
 from dmir.structures import structures_folder
 from dmir.workflow.facts import FOR_TRAINING, Facts, Wildcards, study_of
 
@@ -16,28 +17,41 @@ class Inputs(Facts):
 
     # --- cohort and preprocess ---
 
-    def original_of_scan(self, wildcards: Wildcards) -> dict[str, str]:
-        """Return the file that a scan is made from, where there is one."""
-        original = self.rows[wildcards.cohort][wildcards.scan]["made_from"]
-        return {"original": original} if original else {}
+    def originals_of(self, batch: Batch) -> list[str]:
+        """Return the files that scans are made from, where there are any."""
+        return list(filter(None, (self.rows[batch.cohort][scan]["made_from"] for scan in batch.scans)))
+
+    def made_files(self, batch: Batch) -> list[str]:
+        """Return what the making of scans writes; of a simulated one its true field too."""
+        rows = self.rows[batch.cohort]
+        kinds = {scan: [*VOLUMES[:3], *(["truth"] if rows[scan]["truth"] else [])] for scan in batch.scans}
+        return [self.patterns.made(f"{kind}.nii.gz", batch.cohort, scan) for scan in kinds for kind in kinds[scan]]
 
     def files_of_cohort(self, wildcards: Wildcards) -> list[str]:
         """Return every file of a cohort."""
         table = self.scans[wildcards.cohort]
         return [path for key in VOLUMES for path in table[key] if path]
 
-    def files_of_scan(self, wildcards: Wildcards) -> dict[str, str]:
-        """Return the files of one scan as its cohort gives them; an absent label map or mask is left out."""
-        row = self.rows[wildcards.cohort][wildcards.scan]
-        return {key: row[key] for key in VOLUMES if row[key]}
+    def files_of_scans(self, batch: Batch) -> dict[str, dict[str, str]]:
+        """Return scan -> its files as its cohort gives them; an absent label map or mask is left out."""
+        rows = self.rows[batch.cohort]
+        return {scan: {key: rows[scan][key] for key in VOLUMES if rows[scan][key]} for scan in batch.scans}
 
-    def reference_of_scan(self, wildcards: Wildcards) -> dict[str, list[str]]:
-        """Return the preprocessed scan that a scan is aligned to; none for that scan itself."""
-        cohort = wildcards.cohort
-        reference = self.references[cohort]
-        if wildcards.scan == reference:
-            return {}
-        return {"reference": [self.paths.preprocessed(file, cohort, reference) for file in OF_REFERENCE]}
+    def files_of_batch(self, batch: Batch) -> list[str]:
+        """Return the files of a batch's scans."""
+        return [path for files in self.files_of_scans(batch).values() for path in files.values()]
+
+    def reference_of_batch(self, batch: Batch) -> list[str]:
+        """Return the preprocessed scan that scans are aligned to; nothing for that scan itself."""
+        cohort, reference = batch.cohort, self.references[batch.cohort]
+        alone = batch.scans == (reference,)
+        return [] if alone else [self.patterns.preprocessed(file, cohort, reference) for file in OF_REFERENCE]
+
+    def preprocessed_files(self, batch: Batch) -> list[str]:
+        """Return what the preprocessing of scans writes; of a simulated one its true field too."""
+        rows = self.rows[batch.cohort]
+        kinds = {scan: [*OF_REFERENCE, *(["truth.nii.gz"] if rows[scan]["truth"] else [])] for scan in batch.scans}
+        return [self.patterns.preprocessed(file, batch.cohort, scan) for scan in kinds for file in kinds[scan]]
 
     def preprocessed_of(self, file: str, cohort: str, scans: Iterable[str]) -> list[str]:
         """Return one preprocessed file of each of some scans."""

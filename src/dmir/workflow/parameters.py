@@ -2,65 +2,64 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dmir.cohorts import stated_orientation
 from dmir.config import Network, Refinement
+from dmir.planning.batches import Batch
 from dmir.provenance import code_hash, value_hash
-from dmir.workflow.facts import FOR_TRAINING, Facts, Row, Wildcards, study_of
+from dmir.workflow.facts import FOR_TRAINING, Row, Wildcards, study_of
+from dmir.workflow.inputs import Inputs
 
 
-class Parameters(Facts):
+class Parameters(Inputs):
     """The parameters of the rules, each a function of a job's wildcards."""
 
     # --- cohort and preprocess ---
 
-    def making_parameters(self, wildcards: Wildcards) -> dict[str, Any]:
-        """Return the source that makes a scan, and the keys that its making depends on."""
-        cohort = self.configuration.cohorts[wildcards.cohort]
+    def making_parameters(self, name: str) -> dict[str, Any]:
+        """Return the source that makes a cohort's scans, and the keys that their making depends on."""
+        cohort = self.configuration.cohorts[name]
         return {"source": cohort.source, **{key: getattr(cohort, key) for key in cohort.MADE or ()}}
+
+    def made_scans(self, batch: Batch) -> dict[str, dict[str, str]]:
+        """Return scan -> the file that it is made from, where there is one."""
+        rows = self.rows[batch.cohort]
+        originals = {scan: rows[scan]["made_from"] for scan in batch.scans}
+        return {scan: {"original": path} if path else {} for scan, path in originals.items()}
 
     def scan_records(self, wildcards: Wildcards) -> list[Row]:
         """Return the rows of a cohort's table of scans."""
         return self.scans[wildcards.cohort].fillna("").astype(str).to_dict("records")
 
-    def preprocess_settings(self, wildcards: Wildcards) -> dict[str, Any]:
-        """Return what the preprocessing of a scan depends on: how, the grid, and what its labels and axes mean."""
-        return {
-            **self._preprocessing[wildcards.cohort],
-            "orientation": self._stated_orientation(wildcards),
-        }
-
-    def splits_of_cohort(self, wildcards: Wildcards) -> dict[str, str]:
-        """Return scan -> split of a whole cohort."""
-        table = self.scans[wildcards.cohort]
-        return dict(zip(table["scan"], table["split"], strict=True))
-
-    def reference_of_cohort(self, wildcards: Wildcards) -> str:
-        """Return the scan that a cohort's others are aligned to."""
-        return self.references[wildcards.cohort]
-
-    @cached_property
-    def _preprocessing(self) -> dict[str, dict[str, Any]]:
-        return {name: self._preprocessing_of(name) for name in self.cohorts}
-
-    def _preprocessing_of(self, name: str) -> dict[str, Any]:
+    def preprocess_settings(self, name: str) -> dict[str, Any]:
+        """Return what the preprocessing of a cohort depends on: how, the grid, and what its labels mean."""
         cohort = self.configuration.cohorts[name]
         settings = self.configuration.preprocess_of(cohort).model_dump(mode="json")
         del settings["flagged"]  # concerns those who use the scans
         grid = self.configuration.grid.model_dump(mode="json")
         return {**settings, **grid, "label_map": cohort.label_map, "structures": cohort.structures}
 
-    def _stated_orientation(self, wildcards: Wildcards) -> str | None:
+    def preprocessed_scans(self, batch: Batch) -> dict[str, dict[str, str | None]]:
+        """Return scan -> its files, and what their axes are where their headers are wrong."""
+        axes = {scan: self._stated_orientation(batch.cohort, scan) for scan in batch.scans}
+        return {scan: {**its, "orientation": axes[scan]} for scan, its in self.files_of_scans(batch).items()}
+
+    def splits_of_cohort(self, wildcards: Wildcards) -> dict[str, str]:
+        """Return scan -> split of a whole cohort."""
+        return self.splits(wildcards.cohort)
+
+    def reference_of_cohort(self, wildcards: Wildcards) -> str:
+        """Return the scan that a cohort's others are aligned to."""
+        return self.references[wildcards.cohort]
+
+    def _stated_orientation(self, cohort: str, scan: str) -> str | None:
         """Return the axis codes that replace those of a scan's files; what a job has made has a true header."""
-        cohort = self.configuration.cohorts[wildcards.cohort]
-        made = Path(self.configuration.results, "cohorts", wildcards.cohort)
-        image = self.rows[wildcards.cohort][wildcards.scan]["image"]
-        if Path(image).is_relative_to(made):
+        made = Path(self.configuration.results, "cohorts", cohort)
+        if Path(self.rows[cohort][scan]["image"]).is_relative_to(made):
             return None
-        return stated_orientation(cohort)
+        return stated_orientation(self.configuration.cohorts[cohort])
 
     # --- train ---
 

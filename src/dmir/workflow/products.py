@@ -11,11 +11,10 @@ from typing import Any
 
 from dmir.provenance import ROOT, code_hash, code_record, file_hash, value_hash
 from dmir.report import making
-from dmir.report.products import Product, products
+from dmir.report.products import Product, products, rules
 from dmir.report.published import DATASETS, published_folder
 from dmir.report.records import ages_known
 from dmir.workflow.facts import Wildcards
-from dmir.workflow.inputs import Inputs
 from dmir.workflow.parameters import Parameters
 
 Given = str | list[str] | Callable[[Wildcards], Any]
@@ -23,7 +22,7 @@ ASSETS = ROOT / "report" / "page" / "assets"
 SCORES_A_MB, VOXELS_A_MB = 1500, 3000
 
 
-class Products(Inputs, Parameters):
+class Products(Parameters):
     """The products of a run: their names, their files, their parameters."""
 
     def tables(self) -> list[str]:
@@ -52,9 +51,16 @@ class Products(Inputs, Parameters):
         }
         return each[of]
 
-    def needs_of(self, product: Product) -> dict[str, Given]:
-        """Return the files of a product by their names in its entry, as rules have them: patterns or functions."""
-        paths, study = self.patterns, product.study
+    def product_rules(self) -> dict[str, list[Product]]:
+        """Return rule -> the products that it makes in this run; of a rule that makes none, all that it could make."""
+        return {rule: [its for its in kin if self._each(its.of)] or kin for rule, kin in rules().items()}
+
+    def needs_of(self, *kin: Product) -> dict[str, Given]:
+        """Return the files of one rule's products by their names in the entries: patterns, or functions, as rules have.
+
+        Kin are of the same study.
+        """
+        paths, study = self.patterns, kin[0].study
         published = ("ablation",) if study else ("protocols", "scores")
         files: dict[str, Given] = {
             "structures": paths.scores("structures.parquet", study),
@@ -73,10 +79,10 @@ class Products(Inputs, Parameters):
             **{end: paths.preprocessed("image.nii.gz", scan=f"{{{end}}}") for end in ("moving", "fixed")},
             **{f"{end}_labels": paths.preprocessed("labels.nii.gz", scan=f"{{{end}}}") for end in ("moving", "fixed")},
         }
-        return {**{name: files[name] for name in product.needs}, "provenance": paths.provenance(study)}
+        return {**{name: files[name] for its in kin for name in its.needs}, "provenance": paths.provenance(study)}
 
-    def params_of(self, product: Product) -> dict[str, Any]:
-        """Return the parameters of a product by their names in its entry, and what its code is."""
+    def params_of(self, *kin: Product) -> dict[str, Any]:
+        """Return the parameters of one rule's products by their names in the entries, and what the code of each is."""
         configuration = self.configuration
         values: dict[str, Any] = {
             "methods": configuration.methods,
@@ -92,12 +98,13 @@ class Products(Inputs, Parameters):
             "surfaces": self.surfaces_of_cohort,
             "rows": self.rows_of_study,
         }
-        return {**{name: values[name] for name in product.params}, "code": code_of(product)}
+        named = {name: values[name] for its in kin for name in its.params}
+        return {**named, "code": {its.name: code_of(its) for its in kin}}
 
-    def memory_of(self, product: Product) -> int:
-        """Return the MB that a product takes at its first attempt."""
+    def memory_of(self, *kin: Product) -> int:
+        """Return the MB that one rule's products, made one after the other, take at the first attempt."""
         more = {"scores": self.score_rows // SCORES_A_MB, "voxels": self.voxels // VOXELS_A_MB, "": 0}
-        return product.memory + more[product.grows_with]
+        return max(its.memory + more[its.grows_with] for its in kin)
 
     def _sources(self) -> dict[str, str]:
         """Return the source of every tested cohort: published figures are of data sets."""

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dmir.report.names import method_name
-from dmir.report.products import PRODUCTS
+from dmir.report.products import rules
 
 # data flow; rules that are not named follow in alphabetical order
 RULES = (
-    "make_scan", "simulate_scan", "list_scans", "preprocess_scan", "preprocess_simulated_scan", "gather_quality",
-    "contact_sheet", "pack_scans", "train", "register_classical", "register_descent", "register_network",
-    "score_shard",
+    "make_scans", "list_scans", "preprocess_scans", "gather_quality", "pack_scans", "train",
+    "register_classical", "register_descent", "register_network", "score_shard",
     "gather_scores", "gather_study_scores", "provenance", "study_provenance",
-    *(product.name for product in PRODUCTS),
+    *rules(),
 )  # fmt: skip
 OWN_RULE = "report_page"  # its file is of an earlier page
 
