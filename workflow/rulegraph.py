@@ -7,7 +7,10 @@ shows them: a person can follow the arrows between seven boxes.
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from snakemake_logger_plugin_dmir.progress import stage_of, stages_of
 
 ROOT = Path(__file__).parents[1]
 STAGES = {
@@ -27,21 +30,16 @@ def edges() -> list[tuple[str, str]]:
     run = subprocess.run(snakemake, cwd=ROOT, capture_output=True, text=True, check=True)
     rules = dict(re.findall(r"(id\d+)\[(\w+)\]", run.stdout))
     pairs = [(rules[a], rules[b]) for a, b in re.findall(r"(id\d+) --> (id\d+)", run.stdout)]
-    stages = stage_of_rule()
-    found = {(stages.get(a, "products"), stages.get(b, "products")) for a, b in pairs if "all" not in (a, b)}
+    stages = stages_of(ROOT)
+    found = {(stage_of_box(a, stages), stage_of_box(b, stages)) for a, b in pairs if "all" not in (a, b)}
     order = list(STAGES)
     return sorted(((a, b) for a, b in found if a != b), key=lambda edge: [order.index(stage) for stage in edge])
 
 
-def stage_of_rule() -> dict[str, str]:
-    """Return rule -> stage, but for the tables and figures, which are made for the report and not by it."""
-    stages = {}
-    for stage in STAGES:
-        path = ROOT / "rules" / f"{stage}.smk"
-        text = path.read_text() if path.is_file() else ""
-        rules = re.findall(r"^(?:use rule \w+ as|rule) (\w+)", text, re.MULTILINE)
-        stages |= dict.fromkeys(rules, stage)
-    return {rule: stage for rule, stage in stages.items() if "provenance" not in rule}
+def stage_of_box(rule: str, stages: Mapping[str, str]) -> str:
+    """Return the stage of a rule; tables and figures are made for the report and not by it."""
+    stage = stage_of(rule, stages)
+    return "products" if stage == "report" and rule != "report_page" else stage
 
 
 if __name__ == "__main__":

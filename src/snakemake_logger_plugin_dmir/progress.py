@@ -33,6 +33,12 @@ def stages_of(folder: Path) -> dict[str, str]:
     return found
 
 
+def stage_of(rule: str, stages: Mapping[str, str]) -> str:
+    """Return the stage of a rule among those of :func:`stages_of`, ``""`` for an unknown one."""
+    loops = [name for name in stages if name.endswith("*") and rule.startswith(name[:-1])]
+    return stages.get(rule, stages[max(loops, key=len)] if loops else "")
+
+
 @dataclass(frozen=True)
 class Job:
     """A job that runs.
@@ -82,10 +88,7 @@ class Progress:
 
     def stage(self, rule: str) -> str:
         """Return the stage of a rule; ``""`` for those that only collect, of which no line tells."""
-        if rule in self.stages:
-            return self.stages[rule]
-        loops = [name for name in self.stages if name.endswith("*") and rule.startswith(name[:-1])]
-        return self.stages[max(loops, key=len)] if loops else ""
+        return stage_of(rule, self.stages)
 
     def begin(self, number: int, job: Job) -> None:
         """Note that a job has begun, or was submitted."""
