@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,8 @@ def training_curves(histories: Mapping[tuple[str, str], pd.DataFrame]) -> Figure
             Line2D([], [], color="#444444", linestyle=SEED_STYLES[i % len(SEED_STYLES)], label=model)
             for i, model in enumerate(models)
         ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 8))
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))  # rows of about the same length, within the page
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     return figure
 
 

@@ -142,9 +142,10 @@ class _Page:
 
     def name_row(self, text: str, top: float, height: float) -> None:
         width, tall = self.figure.get_size_inches()
+        size = min(6.5, 20 / (text.count("\n") + 1))  # the margin holds three lines of it, or more smaller ones
         self.figure.text(
             (NAMES - 0.05) / width, 1 - (top + height / 2) / tall, text,
-            rotation=90, ha="right", va="center", multialignment="center", fontsize=6.5,
+            rotation=90, ha="right", va="center", multialignment="center", fontsize=size,
         )  # fmt: skip
 
 
