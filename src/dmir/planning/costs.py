@@ -35,12 +35,12 @@ def voxels_of(shape: Sequence[int]) -> int:
 def preprocessing_seconds(configuration: Config, cohort: str) -> float:
     """Return the seconds that one scan of a cohort takes: they depend on the scan, hardly on the grid."""
     settings = configuration.preprocess_of(configuration.cohorts[cohort])
-    steps = {
-        PREPROCESS_N4: settings.bias_correction,
-        PREPROCESS_AFFINE / settings.affine_spacing**2: settings.affine,
-        PREPROCESS_DEEPBET: settings.skull_strip == "deepbet",
-    }
-    return PREPROCESS_SCAN + sum(seconds for seconds, done in steps.items() if done)
+    steps = (
+        (PREPROCESS_N4, settings.bias_correction),
+        (PREPROCESS_AFFINE / settings.affine_spacing**2, settings.affine),
+        (PREPROCESS_DEEPBET, settings.skull_strip == "deepbet"),
+    )
+    return PREPROCESS_SCAN + sum(seconds for seconds, done in steps if done)
 
 
 def registration_seconds(configuration: Config, method: str) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +11,7 @@ from matplotlib.patches import Patch
 from dmir.errors import InputError
 from dmir.report.names import method_name, structure_group
 from dmir.report.records import STRUCTURE_COLUMNS, order_methods, require_columns
-from dmir.report.style import PAGE_WIDTH, RC, method_colours, new_figure
+from dmir.report.style import PAGE_WIDTH, RC, legend_columns, method_colours, new_figure
 
 GROUPS_PER_ROW = 16
 LABEL_WIDTH = 14  # characters: longer names go on two lines
@@ -79,7 +77,7 @@ def dice_boxplot(
     handles = [
         Patch(facecolor=colours[m], edgecolor="black", linewidth=0.4, label=method_name(m, short=True)) for m in order
     ]
-    columns = math.ceil(len(order) / math.ceil(len(order) / 8))  # rows of about the same length
+    columns = legend_columns(len(order), 8)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=1, columnspacing=1.2)
     return figure
 

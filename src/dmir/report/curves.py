@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from matplotlib.lines import Line2D
 from dmir.errors import InputError
 from dmir.report.names import method_name
 from dmir.report.records import require_columns
-from dmir.report.style import PAGE_WIDTH, RC, method_colours, new_figure
+from dmir.report.style import PAGE_WIDTH, RC, legend_columns, method_colours, new_figure
 from dmir.tables import read_table
 
 PANELS = {
@@ -84,8 +83,7 @@ def training_curves(histories: Mapping[tuple[str, str], pd.DataFrame]) -> Figure
             Line2D([], [], color="#444444", linestyle=SEED_STYLES[i % len(SEED_STYLES)], label=model)
             for i, model in enumerate(models)
         ]
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))  # rows of about the same length, within the page
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(len(handles), 6))
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,6 +100,11 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> Figu
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def legend_columns(entries: int, most: int) -> int:
+    """Return how many columns a legend above a figure gets, ``most`` at the most: rows of about the same length."""
+    return math.ceil(entries / math.ceil(entries / most))
 
 
 def save_figure(figure: Figure, path: str | Path, *, origin: Origin | None = None) -> list[Path]:

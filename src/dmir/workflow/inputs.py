@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from dmir.planning.batches import Batch
 from dmir.structures import structures_folder
@@ -23,9 +23,7 @@ class Inputs(Facts):
 
     def made_files(self, batch: Batch) -> list[str]:
         """Return what the making of scans writes; of a simulated one its true field too."""
-        rows = self.rows[batch.cohort]
-        kinds = {scan: [*VOLUMES[:3], *(["truth"] if rows[scan]["truth"] else [])] for scan in batch.scans}
-        return [self.patterns.made(f"{kind}.nii.gz", batch.cohort, scan) for scan in kinds for kind in kinds[scan]]
+        return self._written(batch, self.patterns.made, [f"{kind}.nii.gz" for kind in VOLUMES[:3]])
 
     def files_of_cohort(self, wildcards: Wildcards) -> list[str]:
         """Return every file of a cohort."""
@@ -49,9 +47,16 @@ class Inputs(Facts):
 
     def preprocessed_files(self, batch: Batch) -> list[str]:
         """Return what the preprocessing of scans writes; of a simulated one its true field too."""
+        return self._written(batch, self.patterns.preprocessed, OF_REFERENCE)
+
+    def _written(self, batch: Batch, place: Callable[..., str], files: Sequence[str]) -> list[str]:
         rows = self.rows[batch.cohort]
-        kinds = {scan: [*OF_REFERENCE, *(["truth.nii.gz"] if rows[scan]["truth"] else [])] for scan in batch.scans}
-        return [self.patterns.preprocessed(file, batch.cohort, scan) for scan in kinds for file in kinds[scan]]
+        with_truth = [*files, "truth.nii.gz"]
+        return [
+            place(file, batch.cohort, scan)
+            for scan in batch.scans
+            for file in (with_truth if rows[scan]["truth"] else files)
+        ]
 
     def preprocessed_of(self, file: str, cohort: str, scans: Iterable[str]) -> list[str]:
         """Return one preprocessed file of each of some scans."""
