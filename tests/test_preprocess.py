@@ -270,12 +270,12 @@ print(image.data.astype("f8").sum().hex(), *estimate_affine(moved, Volume(moved.
     for file, volume in zip(files, (image, mask), strict=True):
         np.save(file, volume.data)
     outputs = []
-    for threads in ("1", "2"):
+    for threads, first in (("1", ""), ("2", ""), ("2", "import ants")):
         environment = {**os.environ, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": threads}
-        command = [sys.executable, "-c", code, *files]
+        command = [sys.executable, "-c", first + code, *files]
         outputs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert len(outputs[0].split()) == 17
-    assert outputs[0] == outputs[1]
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_affine_file_is_read_by_itk_and_by_ants(tmp_path: Path, moved: tuple[Volume, Volume, np.ndarray]) -> None:

@@ -21,19 +21,15 @@ THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 def single_threaded_ants() -> ModuleType:
     """Import ANTs such that it uses one thread: its sums, and so its matrices, depend on their number.
 
-    ITK reads the number once, when its first filter runs.
+    ITK reads the number once, when its first filter runs: that is here, unless somebody ran one before.
     """
-    if "ants" in sys.modules:
-        import ants
-
-        if os.environ.get(THREADS) != "1":
-            warnings.warn(
-                f"ANTs was imported before with {THREADS}={os.environ.get(THREADS, '')!r}; the affine is reproducible "
-                "only with 1. Set it before the first import.",
-                stacklevel=3,
-            )
-        return ants
     before = os.environ.get(THREADS)
+    if "ants" in sys.modules and before != "1":
+        warnings.warn(
+            f"ANTs was imported before with {THREADS}={before or ''!r}; if it was used already, the affine is "
+            "reproducible only with 1. Set it before the first import.",
+            stacklevel=3,
+        )
     os.environ[THREADS] = "1"
     try:
         import ants
