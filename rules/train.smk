@@ -38,6 +38,7 @@ rule train:
         "<logs>/train/{cohort}/{method}/{model}.log",
     benchmark:
         "<benchmarks>/train/{cohort}/{method}/{model}.tsv"
+    priority: 5  # before registrations: what takes longest is not to be what is waited for at the end
     conda:
         "../envs/dmir.yaml"
     threads: run.training_threads(workflow.resource_settings.cores)

@@ -387,6 +387,47 @@ def test_a_failed_pair_does_not_stop_the_others(files, tmp_path, caplog, monkeyp
     assert lines[1].startswith("2/2 b to atlas: ")
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("syn", SHORT_SYN), ("syn", SHORT_SYN | {"metric": "mattes"}), ("elastix", SHORT_ELASTIX)],
+    ids=["syn", "mattes", "elastix"],
+)
+def test_a_process_goes_on_to_the_next_pair_whose_field_is_that_of_a_fresh_process(
+    method, parameters, files, tmp_path, monkeypatch
+):
+    started = []
+    command = isolated._command
+    monkeypatch.setattr(isolated, "_command", lambda request: started.append(request) or command(request))
+    moving, fixed = files
+    pairs = [("a", moving, "b", fixed), ("b", fixed, "a", moving)]
+    records = register_pairs(pairs, tmp_path, method, parameters, timeout=300)
+    assert list(records["status"]) == ["ok", "ok"]
+    assert len(started) == 1
+    alone = register_isolated(fixed, moving, tmp_path / "alone.nii", method, parameters, timeout=300)
+    assert (tmp_path / "b__a.nii").read_bytes() == (tmp_path / "alone.nii").read_bytes()
+    assert records["peak_memory_mb"][1] < 1.2 * alone["peak_memory_mb"]
+    assert len(started) == 2
+
+
+KILLED_WHILE_IT_WAITS = """
+import json, os, signal, sys
+from dmir.methods import isolated
+def killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+os.read = killed
+sys.exit(isolated.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_is_killed_between_two_pairs_is_no_failed_pair(files, tmp_path, monkeypatch):
+    program = [sys.executable, "-c", KILLED_WHILE_IT_WAITS]
+    monkeypatch.setattr(isolated, "_command", lambda request: [*program, str(request)])
+    moving, fixed = files
+    with pytest.raises(DmirError, match="killed by SIGKILL"):
+        register_pairs([("a", moving, "b", fixed), ("c", moving, "b", fixed)], tmp_path, "affine", timeout=120)
+    assert (tmp_path / "a__b.nii").is_file()
+
+
 def test_records_have_the_columns_of_the_networks_records():
     assert isolated.COLUMNS == network.COLUMNS
 

@@ -8,41 +8,37 @@ Sampling follows ``align_corners=True`` everywhere: voxel centres are the intege
 the identity.
 """
 
+# ruff: noqa: F401 (what is imported for type checkers is what `__getattr__` gives)
 from __future__ import annotations
 
-from dmir.fields.composition import compose, compose_step, integrate
-from dmir.fields.coordinates import onto_moving_grid, resize_displacement, to_millimetres, to_voxels, transform_vectors
-from dmir.fields.files import LPS, MARK, load_field, pair_field, save_field
-from dmir.fields.inversion import NO_INVERSE, inverse_at, inverse_consistency, inverse_residual, invert
-from dmir.fields.jacobian import folded_voxels, jacobian_determinant
-from dmir.fields.labels import warp_labels, warp_labels_each
-from dmir.fields.sampling import CORNERS, identity_grid, shifted_displacement, warp
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CORNERS",
-    "LPS",
-    "MARK",
-    "NO_INVERSE",
-    "compose",
-    "compose_step",
-    "folded_voxels",
-    "identity_grid",
-    "integrate",
-    "inverse_at",
-    "inverse_consistency",
-    "inverse_residual",
-    "invert",
-    "jacobian_determinant",
-    "load_field",
-    "onto_moving_grid",
-    "pair_field",
-    "resize_displacement",
-    "save_field",
-    "shifted_displacement",
-    "to_millimetres",
-    "to_voxels",
-    "transform_vectors",
-    "warp",
-    "warp_labels",
-    "warp_labels_each",
-]
+if TYPE_CHECKING:
+    from dmir.fields.composition import compose, compose_step, integrate
+    from dmir.fields.coordinates import onto_moving_grid, to_millimetres, to_voxels, transform_vectors
+    from dmir.fields.files import LPS, MARK, load_field, pair_field, save_field
+    from dmir.fields.inversion import NO_INVERSE, inverse_at, inverse_consistency, inverse_residual, invert
+    from dmir.fields.jacobian import folded_voxels, jacobian_determinant
+    from dmir.fields.labels import warp_labels, warp_labels_each
+    from dmir.fields.sampling import CORNERS, identity_grid, resize_displacement, shifted_displacement, warp
+
+_HOMES = {
+    "composition": ("compose", "compose_step", "integrate"),
+    "coordinates": ("onto_moving_grid", "to_millimetres", "to_voxels", "transform_vectors"),
+    "files": ("LPS", "MARK", "load_field", "pair_field", "save_field"),
+    "inversion": ("NO_INVERSE", "inverse_at", "inverse_consistency", "inverse_residual", "invert"),
+    "jacobian": ("folded_voxels", "jacobian_determinant"),
+    "labels": ("warp_labels", "warp_labels_each"),
+    "sampling": ("CORNERS", "identity_grid", "resize_displacement", "shifted_displacement", "warp"),
+}
+__all__ = [name for names in _HOMES.values() for name in names]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: who reads or writes a file of a field, as the process of each pair of SyN and Elastix does,
+    # need not wait for torch.
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from dmir.errors import InputError
 from dmir.fields.coordinates import transform_vectors
 from dmir.volumes import atomic_path, save_nifti
+
+if TYPE_CHECKING:
+    import torch
 
 LPS = np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)  # RAS <-> LPS, its own inverse
 MARK = "dmir: itk"  # the description in a field's header: LPS millimetres, and steps
@@ -41,7 +44,7 @@ def save_field(path: str | Path, displacement: torch.Tensor | np.ndarray, affine
     remark
         What whoever reads the file should know, for the header's description (68 letters).
     """
-    if isinstance(displacement, torch.Tensor):
+    if not isinstance(displacement, np.ndarray):
         displacement = displacement.detach().cpu().numpy()
     if displacement.ndim != 4 or displacement.shape[0] != 3:
         raise ValueError(f"a field has shape (3, D, H, W), not {displacement.shape}")

@@ -101,3 +101,14 @@ def shifted_displacement(displacement: torch.Tensor) -> torch.Tensor:
     position = identity_grid(shape, displacement.device, displacement.dtype) + displacement
     extent = filters.numbers(shape, displacement).view(1, 3, 1, 1, 1)
     return displacement + position / (extent - 1) - 0.5
+
+
+def resize_displacement(displacement: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Resample a field (B, 3, d, h, w) to another shape, trilinearly, and rescale its values to the new voxels."""
+    old = displacement.shape[2:]
+    if tuple(old) == tuple(shape):
+        return displacement
+    resized = F.interpolate(displacement, size=tuple(shape), mode="trilinear", align_corners=True)
+    # align_corners=True keeps the corner voxels in place, so a voxel shrinks by (n - 1) / (m - 1)
+    factor = [(new - 1) / max(before - 1, 1) for before, new in zip(old, shape, strict=True)]
+    return resized * filters.numbers(factor, resized).view(1, 3, 1, 1, 1)

@@ -13,7 +13,6 @@ from dmir.volumes import Volume
 
 TITLE = "Affine only"
 COLOUR, MARKER = "#b3b3b3", "X"
-COMPUTES_NOTHING = True  # a pair is worth no process of its own
 
 
 class Settings(MethodSettings):

@@ -1,8 +1,9 @@
-"""One pair in a process of its own: a method's crash, time-out or exception is one failed pair, never more.
+"""Pairs in a process apart: a method's crash, time-out or exception is one failed pair, never more.
 
 The classical methods are C++ that can end its process without a Python exception, that reads its number of threads
-from the environment once, and whose memory only the process itself can tell. So each pair gets a fresh one:
-``python -m dmir.methods.isolated request.json``.
+from the environment once, and whose memory only the process itself can tell. So pairs are registered by another one:
+``python -m dmir.methods.isolated request.json``. It goes on with the next pair, since what a method imports takes
+seconds; it ends with a pair that fails, and the next pair gets a fresh one. Somebody else's method gets one for each.
 
 A failed pair is a result, and stands in the tables. What is not the method's fault is none: a process that somebody
 killed (or the kernel, for want of memory), images that cannot be read, a full disk. Then the whole job fails, and is
@@ -25,7 +26,9 @@ import traceback
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from dmir import registry
@@ -95,40 +98,8 @@ def register_isolated(
     DmirError
         It was not the method that failed: the process was killed, the images cannot be read, the disk is full.
     """
-    parameters = dict(parameters or {})
-    threads = int((parameters.get("of") or parameters).get("threads", threads))
-    field_path = Path(field_path)
-    field_path.unlink(missing_ok=True)
-    record: dict[str, Any] = {"status": "ok", "reason": "", **dict.fromkeys(MEASURED, math.nan)}
-    record |= {"device": "cpu", "threads": threads}
-    with tempfile.TemporaryDirectory(prefix="pair-") as name:
-        folder = Path(name)
-        request = {
-            "moving": str(Path(moving_path).absolute()),
-            "fixed": str(Path(fixed_path).absolute()),
-            "field": str(field_path.absolute()),
-            "method": method,
-            "parameters": parameters,
-            "cut_planes": [planes_of(path) for path in (moving_path, fixed_path)] if asks_for(method, "seen") else [],
-            "limit": timeout,
-            "names": dict(names or {}),
-            "answer": str(folder / "answer.json"),
-            "parent": os.getpid(),
-        }
-        (folder / "request.json").write_text(json.dumps(request, default=str))
-        pair = f"{method}, {moving_path} to {fixed_path}"
-        own_limit = timeout is not None and asks_for(method, "limit")  # it stops what it has started, and says so
-        patience = timeout + GRACE if own_limit and timeout is not None else timeout
-        reason = _run(folder, _environment(threads, parameters, folder), patience, pair)
-        if runs(method, parameters):
-            _log_output(folder / "output.txt", pair)
-        answer = folder / "answer.json"
-        if not reason and not answer.is_file():
-            reason = "the process ended without an answer"
-        record |= json.loads(answer.read_text()) if not reason else {"status": "failed", "reason": reason}
-    if record["status"] == "failed":
-        field_path.unlink(missing_ok=True)
-    return record
+    with PairProcess(method, parameters, threads) as process:
+        return process.register(moving_path, fixed_path, field_path, timeout, names)
 
 
 def register_pairs(
@@ -143,7 +114,7 @@ def register_pairs(
     cohort: str = "",
     model: str = "none",
 ) -> pd.DataFrame:
-    """Register pairs of files, each in a process of its own; the fields are ``<folder>/<moving>__<fixed>.nii``.
+    """Register pairs of files in processes apart; the fields are ``<folder>/<moving>__<fixed>.nii``.
 
     Parameters
     ----------
@@ -166,20 +137,152 @@ def register_pairs(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
+    free: SimpleQueue[PairProcess] = SimpleQueue()
+
     def one(pair: tuple[str, str | Path, str, str | Path]) -> dict[str, Any]:
         moving, moving_path, fixed, fixed_path = pair
-        field_path = pair_field(folder, moving, fixed)
         names = {"moving": moving, "fixed": fixed, "cohort": cohort}
-        record = register_isolated(moving_path, fixed_path, field_path, method, parameters, threads, timeout, names)
+        process = free.get()
+        try:
+            record = process.register(moving_path, fixed_path, pair_field(folder, moving, fixed), timeout, names)
+        finally:
+            free.put(process)
         return {"cohort": cohort, "method": method, "model": model, "moving": moving, "fixed": fixed} | record
 
     records = []
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with contextlib.ExitStack() as processes, ThreadPoolExecutor(max_workers=workers) as pool:
+        for _ in range(workers):
+            free.put(processes.enter_context(PairProcess(method, parameters, threads)))
         for number, record in enumerate(pool.map(one, pairs), start=1):
             told = f"{record['seconds']:.1f} s" if record["status"] == "ok" else f"failed: {record['reason']}"
             log.info("%d/%d %s to %s: %s", number, len(pairs), record["moving"], record["fixed"], told)
             records.append(record)
     return pd.DataFrame(records, columns=list(COLUMNS))
+
+
+class PairProcess:
+    """A process in which one pair after another is registered, and the folder that it has for them.
+
+    Parameters
+    ----------
+    method, parameters, threads
+        See :func:`register_isolated`.
+    """
+
+    def __init__(self, method: str, parameters: Mapping[str, Any] | None = None, threads: int = 1) -> None:
+        self._method, self._parameters = method, dict(parameters or {})
+        self._threads = int((self._parameters.get("of") or self._parameters).get("threads", threads))
+        self._goes_on = not _is_foreign(method, self._parameters)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._answered = -1  # the end of a pipe from which a byte is read for each answer
+
+    def __enter__(self) -> PairProcess:
+        self._kept = tempfile.TemporaryDirectory(prefix="pair-")
+        self._folder = Path(self._kept.name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._kept.cleanup()
+
+    def register(
+        self,
+        moving_path: str | Path,
+        fixed_path: str | Path,
+        field_path: str | Path,
+        timeout: float | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Register one pair and return its record, see :func:`register_isolated`."""
+        method, parameters, field_path = self._method, self._parameters, Path(field_path)
+        field_path.unlink(missing_ok=True)
+        record: dict[str, Any] = {"status": "ok", "reason": "", **dict.fromkeys(MEASURED, math.nan)}
+        record |= {"device": "cpu", "threads": self._threads}
+        request = {
+            "moving": str(Path(moving_path).absolute()),
+            "fixed": str(Path(fixed_path).absolute()),
+            "field": str(field_path.absolute()),
+            "method": method,
+            "parameters": parameters,
+            "cut_planes": [planes_of(path) for path in (moving_path, fixed_path)] if asks_for(method, "seen") else [],
+            "limit": timeout,
+            "names": dict(names or {}),
+            "answer": str(self._folder / "answer.json"),
+            "parent": os.getpid(),
+        }
+        pair = f"{method}, {moving_path} to {fixed_path}"
+        own_limit = timeout is not None and asks_for(method, "limit")  # it stops what it has started, and says so
+        reason = self._ask(request, timeout + GRACE if own_limit and timeout is not None else timeout, pair)
+        if runs(method, parameters):
+            _log_output(self._folder / "output.txt", pair)
+        answer = self._folder / "answer.json"
+        if not reason and not answer.is_file():
+            reason = "the process ended without an answer"
+        if reason:
+            field_path.unlink(missing_ok=True)
+            return record | {"status": "failed", "reason": reason}
+        return record | json.loads(answer.read_text())
+
+    def _ask(self, request: Mapping[str, Any], timeout: float | None, pair: str) -> str:
+        """Have a pair registered; return why the method failed, or an empty text; DmirError: it was not the method."""
+        (self._folder / "answer.json").unlink(missing_ok=True)
+        output = self._folder / "output.txt"
+        output.write_bytes(b"")
+        if self._child is None:
+            self._start(request, output)
+        else:
+            self._write(request)
+            with contextlib.suppress(BrokenPipeError):  # it ended meanwhile, and its status will tell
+                os.write(self._wakes, b"\n")
+        try:
+            status = self._status(timeout)
+        except subprocess.TimeoutExpired:
+            self._end()
+            return f"stopped after {timeout:g} s"
+        if status is None:
+            return ""
+        self._end()
+        return _why(status, output, pair)
+
+    def _write(self, request: Mapping[str, Any]) -> None:
+        (self._folder / "request.json").write_text(json.dumps(request, default=str))
+
+    def _start(self, request: Mapping[str, Any], output: Path) -> None:
+        asked, self._wakes = os.pipe()
+        self._answered, answers = os.pipe()
+        self._write({**request, "more": [asked, answers] if self._goes_on else None})
+        try:
+            with output.open("ab") as file:  # so that what a pair says begins at the start of the file again
+                self._child = subprocess.Popen(
+                    _command(self._folder / "request.json"),
+                    env=_environment(self._threads, self._parameters, self._folder),
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(asked, answers) if self._goes_on else (),
+                )
+        finally:
+            os.close(asked)
+            os.close(answers)
+
+    def _status(self, timeout: float | None) -> int | None:
+        """Wait for an answer and return None, or for the end of the process and return its status."""
+        assert self._child is not None
+        if self._goes_on:
+            if not wait([self._answered], timeout):
+                raise subprocess.TimeoutExpired(self._child.args, timeout or 0.0)
+            if os.read(self._answered, 1):
+                return None
+        return self._child.wait(timeout)
+
+    def _end(self) -> None:
+        """End the process, which has nothing to put away, and wait for it."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            os.close(self._wakes)
+            os.close(self._answered)
+        self._child = None
 
 
 def _environment(threads: int, parameters: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -196,36 +299,21 @@ def _command(request: Path) -> list[str]:
     return [sys.executable, "-m", MODULE, str(request)]
 
 
-def _run(folder: Path, environment: Mapping[str, str], timeout: float | None, pair: str) -> str:
-    """Run the process and return why the method failed, or an empty text; DmirError where it was not the method."""
-    output = folder / "output.txt"
-    with output.open("wb") as file:
-        try:
-            done = subprocess.run(
-                _command(folder / "request.json"),
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return f"stopped after {timeout:g} s"
-    if done.returncode == 0:
+def _why(status: int, output: Path, pair: str) -> str:
+    """Return why the method failed, or an empty text; DmirError where it was not the method."""
+    if status == 0:
         return ""
-    if done.returncode < 0:
-        number = -done.returncode
-        name = signal_name(number)
-        if number in KILLED:
+    if status < 0:
+        name = signal_name(-status)
+        if -status in KILLED:
             raise DmirError(
                 f"{pair}: the process that registered this pair was killed by {name}: by the system, for want of"
                 " memory, or by somebody. Nothing is recorded; the same command registers these pairs again."
             )
         return f"killed by {name}"
-    if done.returncode == UNABLE:
+    if status == UNABLE:
         raise DmirError(f"{pair}: {_last_line(output) or 'nothing could be told: is the temporary folder full?'}")
-    return _last_line(output) or f"ended with status {done.returncode}"
+    return _last_line(output) or f"ended with status {status}"
 
 
 def _log_output(output: Path, pair: str) -> None:
@@ -238,6 +326,15 @@ def _log_output(output: Path, pair: str) -> None:
 def _last_line(output: Path) -> str:
     lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+def _forget_peak() -> bool:
+    """Let the largest resident set be that of now; False where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory_mb() -> float:
@@ -283,7 +380,6 @@ def _registered(request: Mapping[str, Any], moving: Volume, fixed: Volume) -> tu
     """Return the field of a request's pair, and what was measured of it."""
     import numpy as np
 
-    from dmir.fields import inverse_consistency
     from dmir.methods.calling import register, surroundings
     from dmir.training.devices import choose_device, device_name
     from dmir.training.devices import peak_memory_mb as device_memory_mb
@@ -312,6 +408,8 @@ def _registered(request: Mapping[str, Any], moving: Volume, fixed: Volume) -> tu
         measured |= told
     displacement = np.asarray(displacement, dtype=np.float32)
     if getattr(registry.implementation(method), "INVERTIBLE", False):
+        from dmir.fields import inverse_consistency
+
         measured |= inverse_consistency(displacement)
     return displacement, measured
 
@@ -369,15 +467,35 @@ def _end_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer one request; the last line of what is printed is the reason of a failure."""
-    request = json.loads(Path(arguments[0]).read_text())
+    """Answer a request, and more if there are any; the last line of what is printed is the reason of a failure."""
+    path = Path(arguments[0])
+    request = json.loads(path.read_text())
     _end_with(request["parent"])
+    asked, answers = request.get("more") or (-1, -1)
+    for pipe in (asked, answers):
+        if pipe >= 0:
+            os.set_inheritable(pipe, False)
+    while True:
+        status = _attempt(request)
+        # what a pair needs at most could not be told of a second one
+        if status or answers < 0 or not _forget_peak():
+            return status
+        os.write(answers, b"\n")
+        if not os.read(asked, 1):
+            return 0
+        request = json.loads(path.read_text())
+
+
+def _attempt(request: Mapping[str, Any]) -> int:
+    """Answer a request and return the status with which the process is to end, 0 for an answer."""
     try:
         answer = _answer(request)
         Path(request["answer"]).write_text(json.dumps(answer))
     except (DmirError, OSError, MemoryError) as error:
         print(" ".join(str(error).split()) or "out of memory", file=sys.stderr)
         return 1 if isinstance(error, DmirError) and not isinstance(error, Unable | StorageError) else UNABLE
+    finally:
+        sys.stdout.flush()
     return 0
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from scipy.spatial import cKDTree
 
-from dmir.fields import inverse_at, invert, onto_moving_grid
+from dmir.fields import onto_moving_grid
 from dmir.transforms.transform import Affine, Field, Transform, in_grid, through
 from dmir.volumes import Grid
 
@@ -53,6 +51,10 @@ def inverse_of(field: Field, grid: Grid | None = None) -> Inverse:
     grid
         On which the inverse is to lie, the moving image's; the field's own by default.
     """
+    import torch  # who only reads a transform does not wait for it
+
+    from dmir.fields import inverse_at, invert
+
     grid = field.grid if grid is None else grid
     affine = best_affine(field)
     rest = onto_moving_grid(field.displacement, np.linalg.inv(affine) @ field.affine, field.affine)
@@ -117,6 +119,11 @@ def inverse_points(transform: Transform, points: np.ndarray) -> tuple[np.ndarray
 
 
 def _points_through(field: Field, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+    from scipy.spatial import cKDTree
+
+    from dmir.fields import inverse_at
+
     back = np.linalg.inv(field.affine)
     place = (points @ back[:3, :3].T + back[:3, 3]).T
     every = tuple(slice(None, None, -(-n // SAMPLES)) for n in field.grid.shape)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from dmir.doubts import doubt
 from dmir.errors import InputError
-from dmir.fields import onto_moving_grid, warp
+from dmir.fields import onto_moving_grid
 from dmir.volumes import Grid, same_grid
 
 
@@ -107,7 +106,7 @@ class Transform:
         # voxels of a line of points, on a grid of which voxel 0 is the world's origin: displacement = place - index
         displacement = column.reshape(3, 1, 1, -1) - _line(column.shape[1])
         for step in self.steps:
-            displacement, _ = through(step, displacement, grid, dtype=torch.float64)
+            displacement, _ = through(step, displacement, grid, dtype=np.float64)
         return (displacement + _line(column.shape[1])).reshape(3, -1).T
 
     def within(self, points: np.ndarray) -> np.ndarray:
@@ -135,18 +134,21 @@ def _line(length: int) -> np.ndarray:
 
 
 def through(
-    step: Affine | Field, displacement: np.ndarray, affine: np.ndarray, dtype: torch.dtype = torch.float32
+    step: Affine | Field, displacement: np.ndarray, affine: np.ndarray, dtype: type[np.floating] = np.float32
 ) -> tuple[np.ndarray, int]:
     """Return a field on a grid with one more step behind it, and how many voxels land beyond that step's own grid."""
-    kind = torch.empty((), dtype=dtype).numpy().dtype
     if isinstance(step, Affine):
-        return onto_moving_grid(displacement, step.matrix @ affine, affine, dtype=kind), 0
-    there = torch.from_numpy(onto_moving_grid(displacement, affine, step.affine, dtype=kind))
-    own = torch.from_numpy(np.ascontiguousarray(step.displacement)).to(dtype)
-    moved = there + warp(own[None], there[None], padding="border")[0]
-    index = np.stack(np.meshgrid(*(np.arange(n, dtype=kind) for n in there.shape[1:]), indexing="ij"))
-    beyond = int((~in_grid(there.numpy() + index, step.grid)).sum())
-    return onto_moving_grid(moved.numpy(), step.affine, affine, dtype=kind), beyond
+        return onto_moving_grid(displacement, step.matrix @ affine, affine, dtype=dtype), 0
+    import torch  # one field read from a file needs no warp, and so not torch
+
+    from dmir.fields import warp
+
+    there = onto_moving_grid(displacement, affine, step.affine, dtype=dtype)
+    own = np.ascontiguousarray(step.displacement, dtype=dtype)
+    moved = there + warp(torch.from_numpy(own)[None], torch.from_numpy(there)[None], padding="border")[0].numpy()
+    index = np.stack(np.meshgrid(*(np.arange(n, dtype=dtype) for n in there.shape[1:]), indexing="ij"))
+    beyond = int((~in_grid(there + index, step.grid)).sum())
+    return onto_moving_grid(moved, step.affine, affine, dtype=dtype), beyond
 
 
 def compose(transforms: Sequence[Transform]) -> Transform:
