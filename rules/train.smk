@@ -10,9 +10,10 @@ rule pack_scans:
         "<logs>/pack_scans/{cohort}.log",
     benchmark:
         "<benchmarks>/pack_scans/{cohort}.tsv"
+    priority: 5  # trainings wait for it
     conda:
         "../envs/dmir.yaml"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=growing(1000 + run.voxels // 25000),
         runtime=growing(60),

@@ -1,4 +1,4 @@
-"""Register a shard of pairs with a method without weights, each pair in a process of its own."""
+"""Register a shard of pairs with a method without weights, in a process apart that may crash."""
 
 import logging
 

@@ -8,7 +8,6 @@ Sampling follows ``align_corners=True`` everywhere: voxel centres are the intege
 the identity.
 """
 
-# ruff: noqa: F401 (what is imported for type checkers is what `__getattr__` gives)
 from __future__ import annotations
 
 from importlib import import_module
@@ -23,22 +22,43 @@ if TYPE_CHECKING:
     from dmir.fields.labels import warp_labels, warp_labels_each
     from dmir.fields.sampling import CORNERS, identity_grid, resize_displacement, shifted_displacement, warp
 
-_HOMES = {
-    "composition": ("compose", "compose_step", "integrate"),
-    "coordinates": ("onto_moving_grid", "to_millimetres", "to_voxels", "transform_vectors"),
-    "files": ("LPS", "MARK", "load_field", "pair_field", "save_field"),
-    "inversion": ("NO_INVERSE", "inverse_at", "inverse_consistency", "inverse_residual", "invert"),
-    "jacobian": ("folded_voxels", "jacobian_determinant"),
-    "labels": ("warp_labels", "warp_labels_each"),
-    "sampling": ("CORNERS", "identity_grid", "resize_displacement", "shifted_displacement", "warp"),
-}
-__all__ = [name for names in _HOMES.values() for name in names]
+__all__ = [
+    "CORNERS",
+    "LPS",
+    "MARK",
+    "NO_INVERSE",
+    "compose",
+    "compose_step",
+    "folded_voxels",
+    "identity_grid",
+    "integrate",
+    "inverse_at",
+    "inverse_consistency",
+    "inverse_residual",
+    "invert",
+    "jacobian_determinant",
+    "load_field",
+    "onto_moving_grid",
+    "pair_field",
+    "resize_displacement",
+    "save_field",
+    "shifted_displacement",
+    "to_millimetres",
+    "to_voxels",
+    "transform_vectors",
+    "warp",
+    "warp_labels",
+    "warp_labels_each",
+]
+
+_HOMES = ("coordinates", "files", "sampling", "composition", "labels", "jacobian", "inversion")
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: who reads or writes a file of a field, as the process of each pair of SyN and Elastix does,
-    # need not wait for torch.
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
+    # Loaded when asked for: who reads or writes a file of a field, as the process of pairs of SyN and Elastix does,
+    # need not wait for torch, which the first two do without.
+    for home in _HOMES if name in __all__ else ():
+        module = import_module(f"{__name__}.{home}")
+        if hasattr(module, name):
+            return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
