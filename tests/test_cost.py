@@ -27,7 +27,7 @@ SMALL = {
     "transmorph": {"embedding": 8, "depths": [2, 2], "heads": [2, 4], "window": [2, 3, 3], "drop_path": 0.0},
     "xmorpher": {"channels": [8, 16], "depths": [1, 1], "heads": [1, 2], "head_channels": 4, "drop_path": 0.0},
     "transmatch": {"embedding": 8, "depths": [2, 2], "heads": [2, 4], "cross_heads": 2, "drop_path": 0.0},
-    "pyramid": {"channels": [4, 6, 8], "heads": [1, 2, 2], "head_channels": 3},
+    "pyramid": {"channels": [4, 6, 8], "heads": [1, 2, 2], "head_channels": 3, "descent_steps": [2, 1, 0]},
     "caml": {"detail_channels": [4, 6], "channels": [8, 16], "depths": [1, 1], "heads": [1, 2]},
 }
 

@@ -29,9 +29,9 @@ from dmir.fields import (
 from dmir.methods import descending, descent, register
 from dmir.methods.descending import descend, find_field
 from dmir.methods.descent import StageSettings
-from dmir.methods.similarity import LocalCorrelation, MeanSquares, MutualInformation, similarity_of
 from dmir.methods.stages import REFINING, STAGES, Stage, levels, voxel_steps
 from dmir.metrics.folding import measure_folding
+from dmir.similarity import LocalCorrelation, MeanSquares, MutualInformation, similarity_of
 from dmir.volumes import Volume
 
 SHAPE = (44, 48, 40)

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from dmir.errors import InputError
-from dmir.fields import jacobian_determinant
+from dmir.fields import jacobian_determinant, warp
+from dmir.losses import lncc
 from dmir.networks import build
 from dmir.networks.matching import SLAB_ELEMENTS, expected_offset, neighbours
+from dmir.networks.unrolled import UnrolledDescent
 
 SMALL = {"channels": [4, 6, 8], "heads": [1, 2, 2], "head_channels": 3}
 SWITCHES = [dict(zip(("caml", "rbsc", "carsc"), on, strict=True)) for on in itertools.product((False, True), repeat=3)]
@@ -143,3 +145,83 @@ def test_what_a_level_adds_is_integrated_and_does_not_fold():
         folds[steps] = float((jacobian_determinant(field) <= 0).float().mean())
     assert folds[0] > 0.01
     assert folds[4] < folds[0] / 20
+
+
+# --- descent, unrolled ---
+
+DESCENT = {**SMALL, "heads": [0, 0, 0], "field_downsampling": 1, "descent_steps": [4, 4, 2]}
+
+
+def texture(shift: int) -> torch.Tensor:
+    """A smooth random image (1, 1, 20, 24, 22) in [0, 1], of which the content is moved along the last axis."""
+    noise = torch.rand(1, 1, 24, 28, 34, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    smooth = F.avg_pool3d(F.avg_pool3d(noise, 3, 1), 3, 1)[..., 4 - shift : 26 - shift]
+    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
+
+
+def test_without_heads_what_is_learnt_are_the_lengths_of_the_steps_alone():
+    network = build("pyramid", (20, 24, 22), **DESCENT, descent_widths=[1.5, 3.0, 6.0])
+    assert {name: tuple(p.shape) for name, p in network.named_parameters()} == {
+        f"descents.{level}.lengths": (3, steps) for level, steps in enumerate(DESCENT["descent_steps"])
+    }
+
+
+def test_before_training_its_steps_find_what_moved():
+    network = build("pyramid", (20, 24, 22), **DESCENT).double()
+    moving, fixed = texture(0), texture(2)
+    with torch.no_grad():
+        field = network(moving, fixed)
+        warped = warp(moving, field)
+    assert lncc(fixed, moving, 7) < 0.6 < 0.8 < lncc(fixed, warped, 7)
+    within = field[0][:, 4:-4, 4:-4, 4:-4].flatten(1)
+    torch.testing.assert_close(within.mean(dim=1), torch.tensor([0.0, 0.0, -2.0]).double(), atol=0.2, rtol=0)
+    assert float(jacobian_determinant(field).min()) > 0
+
+
+def test_two_equal_images_are_not_moved():
+    """Though the last digits of their levels differ after a warp by zero."""
+    network = build("pyramid", (20, 24, 22), **DESCENT)
+    image = texture(0).float()
+    assert float(network(image, image).detach().abs().max()) < 0.05
+
+
+def test_the_gradient_of_the_last_length_is_that_of_finite_differences():
+    """The directions are taken as they are; those of the last step do not depend on any length that follows."""
+    descent = UnrolledDescent(3, (1.5, 3.0)).double()
+    moving, fixed = texture(0), texture(1)
+
+    def loss() -> torch.Tensor:
+        return -lncc(fixed, warp(moving, descent(moving, fixed, moving.new_zeros(1, 3, 20, 24, 22))), 7)
+
+    loss().backward()
+    found, lengths = descent.lengths.grad[:, -1].clone(), descent.lengths.data
+    for width in range(2):
+        values = []
+        for change in (1e-5, -1e-5):
+            lengths[width, -1] += change
+            values.append(loss().item())
+            lengths[width, -1] -= change
+        torch.testing.assert_close(found[width].item(), (values[0] - values[1]) / 2e-5, rtol=1e-4, atol=1e-9)
+
+
+def test_what_is_learnt_of_a_pair_does_not_depend_on_who_is_beside_it():
+    torch.manual_seed(0)
+    network = build("pyramid", (16, 16, 16), **SMALL, descent_steps=[2, 1, 1]).double()
+    moving, fixed = torch.rand(2, 2, 1, 13, 16, 20, dtype=torch.float64)
+    one_by_one = torch.cat([network(*pair) for pair in zip(moving.split(1), fixed.split(1), strict=True)])
+    torch.testing.assert_close(network(moving, fixed), one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("descent_steps", {"descent_steps": [1, 2]}),
+        ("descent_steps", {"descent_steps": [1, 2, -1]}),
+        ("descent_widths", {"descent_steps": [1, 2, 1], "descent_widths": []}),
+        ("descent_widths", {"descent_steps": [1, 2, 1], "descent_widths": [1.0, 0.0]}),
+        ("heads, descent_steps", {"heads": [0, 0, 0]}),
+    ],
+)
+def test_steps_that_make_no_network_are_refused_by_name(key, settings):
+    with pytest.raises(InputError, match=key):
+        build("pyramid", (16, 16, 16), **{**SMALL, **settings})

@@ -30,19 +30,17 @@ from dmir.filters import (
     gaussian_weights,
     in_slabs,
     numbers,
-    planes,
     sampled,
     smooth_across_planes,
     smooth_in_planes,
 )
-from dmir.methods.similarity import Similarity, similarity_of
 from dmir.methods.stages import STAGES, Factors, Stage, Watch, levels
+from dmir.similarity import Similarity, similarity_of
 from dmir.training.devices import choose_device, gpu_failures_told
 from dmir.volumes import Volume, same_grid
 
 POSITIVE = 1e-3  # what a determinant is at least, so that rounding in a file makes none of them zero
 WIDTHS = (0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)  # voxels: by how much a field that folds is smoothed
-WEAK = 1e-12  # square of a force that compression takes for none
 HALVINGS = 2  # of a step that made the images less alike, before a stage ends
 
 log = logging.getLogger(__name__)
@@ -411,10 +409,7 @@ class _Stepper:
 
     def _forces(self, warped: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """Leave the forces, smoothed within their planes, and return the similarity of each plane."""
-        values, derivative = self.level.similarity.slab(start, end)
-        force = _gradient(warped, start, end).mul_(derivative)
-        if self.stage.compression != 1:
-            force *= force.square().sum(0, keepdim=True).add_(WEAK).pow_((self.stage.compression - 1) / 2)
+        values, force = self.level.similarity.force(warped, start, end, self.stage.compression)
         self.half_done[:, start:end] = smooth_in_planes(force, self.update_weights)
         return values
 
@@ -433,14 +428,3 @@ class _Stepper:
 
     def _smooth(self, start: int, end: int) -> None:
         self.field[:, start:end] = smooth_across_planes(self.half_done, self.field_weights, start, end)
-
-
-def _gradient(image: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """Return the central differences (3, d, H, W) of some planes of an image (1, D, H, W); none across its border."""
-    with_neighbours = planes(image, start, end, 1)[0]
-    result = image.new_zeros(3, end - start, *image.shape[2:])
-    torch.sub(with_neighbours[2:], with_neighbours[:-2], out=result[0])
-    own = with_neighbours[1:-1]
-    torch.sub(own[:, 2:], own[:, :-2], out=result[1][:, 1:-1])
-    torch.sub(own[:, :, 2:], own[:, :, :-2], out=result[2][:, :, 1:-1])
-    return result.mul_(0.5)

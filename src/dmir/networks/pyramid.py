@@ -1,4 +1,5 @@
-"""A matching pyramid: from coarse to fine, each fixed token looks for itself among a few moving ones.
+"""A matching pyramid: from coarse to fine, each fixed token looks for itself among a few moving ones, and a few steps
+of descent on the pair itself follow, whose lengths are learnt.
 
 Beyond the paper. ``docs/pyramid.md`` tells whose ideas its parts are, which are ours, and what was measured.
 """
@@ -24,6 +25,7 @@ from dmir.networks.blocks import (
 )
 from dmir.networks.caml import CascadeAttention
 from dmir.networks.matching import expected_offset
+from dmir.networks.unrolled import UnrolledDescent, at_level
 
 SLOPE = 0.1  # of LeakyReLU below zero
 EPSILON = 1e-8  # of the variances: far below that of any image, so that contrast does not count
@@ -162,6 +164,7 @@ class Pyramid(nn.Module):
         Of the encoder, from its finest level to its coarsest.
     heads
         Of the matching, one number a level of ``channels``; 0: the level's features are encoded, and matched nowhere.
+        Without any, nothing is encoded either.
     head_channels
         Of each head's tokens.
     radius
@@ -171,6 +174,11 @@ class Pyramid(nn.Module):
         do not fold. 0: it is added as it was matched.
     field_downsampling
         1: the finest level, of the encoder and of the field, is at full resolution. 2: at half.
+    descent_steps
+        After each level's match, one number a level of ``channels``; nothing: none. See
+        :class:`~dmir.networks.unrolled.UnrolledDescent`.
+    descent_widths
+        Of the Gaussians that smooth their directions, standard deviations in voxels of the level.
 
     Raises
     ------
@@ -195,14 +203,17 @@ class Pyramid(nn.Module):
         radius: int = 1,
         integration_steps: int = 4,
         field_downsampling: int = 2,
+        descent_steps: Sequence[int] = (),
+        descent_widths: Sequence[float] = (1.5, 3.0),
     ) -> None:
         super().__init__()
         _check(channels, heads, head_channels, radius, integration_steps, field_downsampling)
+        steps = _checked_steps(descent_steps, descent_widths, heads)
         widths = [1, *channels]
-        strides = [field_downsampling, *(2 for _ in channels[1:])]
+        self.strides = [field_downsampling, *(2 for _ in channels[1:])]
         self.encoder = nn.ModuleList(
             nn.Sequential(NormalisedConvolution(before, width, stride), NormalisedConvolution(width, width))
-            for before, width, stride in zip(widths, channels, strides, strict=False)
+            for before, width, stride in zip(widths, channels if any(heads) else (), self.strides, strict=False)
         )
         # the finest level has the images themselves beyond it
         self.levels = nn.ModuleList(
@@ -210,6 +221,9 @@ class Pyramid(nn.Module):
             if number
             else nn.Identity()
             for width, finer, number in zip(channels, widths, heads, strict=False)
+        )
+        self.descents = nn.ModuleList(
+            UnrolledDescent(number, descent_widths) if number else nn.Identity() for number in steps
         )
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -220,20 +234,37 @@ class Pyramid(nn.Module):
             return self._displacement(moving, fixed)
 
     def _displacement(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        volume = fastest_layout(torch.cat([moving, fixed]))
-        features = [volume]
-        for encode in self.encoder:
-            volume = encode(volume)
-            features.append(volume)
+        images = fastest_layout(torch.cat([moving, fixed]))
+        features, grids = self._encoded(images), self._grids(images.shape[2:])
         displacement = None
-        for level, own, finer in reversed(list(zip(self.levels, features[1:], features[:-1], strict=True))):
-            if isinstance(level, nn.Identity):
+        for place, (match, descend) in reversed(list(enumerate(zip(self.levels, self.descents, strict=True)))):
+            if isinstance(match, nn.Identity) and isinstance(descend, nn.Identity):
                 continue
+            grid = grids[place]
             if displacement is not None:
-                displacement = resize_displacement(displacement, (own.shape[2], own.shape[3], own.shape[4]))
-            displacement = level(own, finer, displacement)
+                displacement = resize_displacement(displacement, grid)
+            if not isinstance(match, nn.Identity):
+                displacement = match(features[place + 1], features[place], displacement)
+            if not isinstance(descend, nn.Identity):
+                start = moving.new_zeros(len(moving), 3, *grid) if displacement is None else displacement
+                displacement = descend(at_level(moving, grid), at_level(fixed, grid), start)
         assert displacement is not None
         return resize_displacement(displacement, (moving.shape[2], moving.shape[3], moving.shape[4]))
+
+    def _encoded(self, volume: torch.Tensor) -> list[torch.Tensor]:
+        """Return the images (2B, 1, D, H, W) and the features of each level."""
+        features = [volume]
+        for encode in self.encoder:
+            features.append(encode(features[-1]))
+        return features
+
+    def _grids(self, grid: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return the levels' grids."""
+        grids = []
+        for stride in self.strides:
+            depth, height, width = (-(-size // stride) for size in grid)
+            grids.append(grid := (depth, height, width))
+        return grids
 
 
 def _pooled(finer: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
@@ -253,6 +284,20 @@ def _mean_of_heads(heads: int) -> nn.Conv3d:
     return mixing
 
 
+def _checked_steps(steps: Sequence[int], widths: Sequence[float], heads: Sequence[int]) -> list[int]:
+    """Return the steps of descent at each level."""
+    found = list(steps) or [0] * len(heads)
+    if len(found) != len(heads) or min(found) < 0:
+        raise InputError(
+            "descent_steps", found=str(list(steps)), expected=f"{len(heads)} numbers, 0 or more at each level"
+        )
+    if any(found) and (not widths or min(widths) <= 0):
+        raise InputError("descent_widths", found=str(list(widths)), expected="one or more numbers above 0")
+    if not any(heads) and not any(found):
+        raise InputError("heads, descent_steps", found="a level of neither", expected="a number above 0 in one of them")
+    return found
+
+
 def _check(
     channels: Sequence[int],
     heads: Sequence[int],
@@ -261,7 +306,7 @@ def _check(
     integration_steps: int,
     field_downsampling: int,
 ) -> None:
-    require_levels(channels=channels, heads=[max(number, 1) for number in heads] if any(heads) else heads)
+    require_levels(channels=channels, heads=[max(number, 1) for number in heads])
     if min(heads) < 0:
         raise InputError("heads", found=str(list(heads)), expected="0 or more at each level")
     if head_channels < 1 or radius < 1:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from dmir import losses
 from dmir.errors import InputError, suggestion
-from dmir.filters import box_sums, in_slabs
+from dmir.filters import box_sums, in_slabs, planes
 
 SEEN = 0.999  # of a window, for it to count
+WEAK = 1e-12  # square of a force that compression takes for none
 
 
 class Similarity:
@@ -38,6 +39,21 @@ class Similarity:
         Sums of planes, as those of slabs would be other bits with other slabs.
         """
         raise NotImplementedError
+
+    def force(
+        self, warped: torch.Tensor, start: int, end: int, compression: float = 1.0, weak: float = WEAK
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the similarity's sums over each of some planes, (d,), and in which direction each voxel's displacement
+        is to change there, (3, d, H, W): the derivative times the warped image's gradient.
+
+        ``compression`` is the power of its length that is kept: below 1, strong edges do not drown weak ones. Forces of
+        which the square is below ``weak`` keep their proportions.
+        """
+        values, derivative = self.slab(start, end)
+        force = gradient(warped, start, end).mul_(derivative)
+        if compression != 1:
+            force *= force.square().sum(0, keepdim=True).add_(weak).pow_((compression - 1) / 2)
+        return values, force
 
 
 class LocalCorrelation(Similarity):
@@ -208,3 +224,14 @@ def _middle(volume: torch.Tensor, margin: int) -> torch.Tensor:
     """Return a view of what lies in those zeros."""
     inside = slice(margin, -margin)
     return volume[:, inside, inside, inside]
+
+
+def gradient(image: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Return the central differences (3, d, H, W) of some planes of an image (1, D, H, W); none across its border."""
+    with_neighbours = planes(image, start, end, 1)[0]
+    result = image.new_zeros(3, end - start, *image.shape[2:])
+    torch.sub(with_neighbours[2:], with_neighbours[:-2], out=result[0])
+    own = with_neighbours[1:-1]
+    torch.sub(own[:, 2:], own[:, :-2], out=result[1][:, 1:-1])
+    torch.sub(own[:, :, 2:], own[:, :, :-2], out=result[2][:, :, 1:-1])
+    return result.mul_(0.5)
