@@ -24,9 +24,10 @@ class UnrolledDescent(nn.Module):
 
     A step goes along the derivative of the squared local correlation (Avants et al. 2008), compressed as in
     :mod:`dmir.methods.descending` and smoothed by Gaussians of several widths; each of these is scaled so that its
-    longest displacement is one voxel, or less where the images agree. How much of which width a step takes is all that there is to learn (optimisation
-    steps as layers of a network: Qiu et al. 2022). No gradient flows into the directions, which are what they are where
-    the field stands, so that a step costs little more in training than otherwise. Before training it is plain descent.
+    longest displacement is one voxel, or less where the images agree. How much of which width a step takes is all that
+    there is to learn (optimisation steps as layers of a network: Qiu et al. 2022). No gradient flows into the
+    directions, which are what they are where the field stands, so that a step costs little more in training than
+    otherwise. Before training it is plain descent.
 
     Parameters
     ----------
