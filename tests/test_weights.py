@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +267,13 @@ def test_an_image_that_cannot_be_read_and_a_full_disk_are_no_failed_pairs(weight
 def test_no_pairs_are_an_empty_table(weights, tmp_path):
     records = register_pairs([], tmp_path, weights, device="cpu")
     assert records.empty and tuple(records.columns) == COLUMNS
+
+
+def test_what_a_network_would_draw_is_not_drawn_where_its_shapes_alone_are_wanted():
+    code = (
+        "import sys; from dmir.networks import build; from dmir.networks.shapes import shapes_alone\n"
+        "with shapes_alone(): network = build('caml', (16, 16, 16))\n"
+        "print({p.device.type for p in network.parameters()}, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "{'meta'} False"

@@ -420,12 +420,11 @@ def _look_at_labels(configuration: Config, name: str, table: pd.DataFrame, refer
 
 def _building(name: str, algorithm: str, hyperparameters: dict, shape: tuple[int, int, int]) -> list[str]:
     """Build a network without memory for its weights and return what is wrong with its hyperparameters."""
-    import torch
-
     from dmir.networks import build
+    from dmir.networks.shapes import shapes_alone
 
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             build(algorithm, shape=shape, **hyperparameters)
     except DmirError as error:
         return [f"settings.{name}.network: {error}"]

@@ -31,6 +31,7 @@ from dmir.methods.network_device import (
 )
 from dmir.methods.network_session import AHEAD, BEHIND, REGISTERED_ANEW, Outcome, Pair, Session
 from dmir.methods.records import COLUMNS
+from dmir.networks.shapes import shapes_alone
 from dmir.training.devices import choose_device, device_name, gpu_failures_told
 from dmir.training.objective import arithmetic
 from dmir.training.weights import TrainingFailed, load_weights, read_metadata, require_trained
@@ -208,7 +209,7 @@ def load_expected(weights: str | Path, expected: Mapping[str, Any], device: torc
         require_trained(weights)  # before the network is built: perhaps it cannot be
         # a weights file tells all of its hyperparameters, a configuration those that are not the default
         shape = tuple(expected.get("grid", {}).get("shape", (32, 32, 32)))
-        with torch.device("meta"):
+        with shapes_alone():
             built = networks.build(wanted["network"], shape=shape, **wanted["hyperparameters"])
         wanted["hyperparameters"] = built.hyperparameters
     network, metadata = load_weights(weights, expected=wanted, device=device)

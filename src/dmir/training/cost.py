@@ -33,6 +33,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from dmir.fields import shifted_displacement, warp
 from dmir.networks import build
+from dmir.networks.shapes import shapes_alone
 from dmir.training.hollow import hollow_tensors
 from dmir.training.settings import TrainingSettings
 
@@ -184,7 +185,7 @@ def _count(
     training: bool,
 ) -> tuple[CostCounter, int]:
     """Build a network without contents, run it on a pair without contents; return what was counted, and its weights."""
-    with torch.device("meta"):
+    with shapes_alone():
         network = build(algorithm, shape, **hyperparameters).train(training)
     with hollow_tensors(), CostCounter() as counter:
         network.to_empty(device=device_type)

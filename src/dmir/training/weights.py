@@ -22,6 +22,7 @@ from torch import nn
 import dmir
 from dmir import networks, registry
 from dmir.errors import InputError, damaged
+from dmir.networks.shapes import shapes_alone
 from dmir.volumes import MAXIMUM_VOXELS, Grid, atomic_path
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,10 @@ def load_weights(
             expected="those of a network that is built in or installed: a file of weights never names code to run",
             remedy="Use them by the configuration that names the file, or install the network as a package.",
         )
-    _require_fit(path, _build(path, metadata, "meta"), tensors, metadata)
-    network = _build(path, metadata, "cpu")
+    with shapes_alone():
+        shapes = _build(path, metadata)
+    _require_fit(path, shapes, tensors, metadata)
+    network = _build(path, metadata)
     _tell_of_newer_keys(path, network, metadata)
     network.load_state_dict(tensors)
     return network.to(device).eval(), metadata
@@ -227,12 +230,11 @@ def _strange(metadata: Any) -> str:
     return ""
 
 
-def _build(path: Path, metadata: Mapping[str, Any], device: str) -> nn.Module:
+def _build(path: Path, metadata: Mapping[str, Any]) -> nn.Module:
     try:
-        with torch.device(device):
-            return networks.build(
-                metadata["network"], shape=tuple(metadata["grid"]["shape"]), **metadata["hyperparameters"]
-            )
+        return networks.build(
+            metadata["network"], shape=tuple(metadata["grid"]["shape"]), **metadata["hyperparameters"]
+        )
     except InputError as error:
         raise InputError(
             f"{path}: {error.where}", found=error.found, expected=error.expected, remedy=error.remedy
