@@ -422,7 +422,7 @@ def test_all_methods_stand_side_by_side_and_subjects_do_not_mix():
     np.testing.assert_allclose(points.mean(axis=0), [30, 31, 33, 60, 60])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["Affine only", "SyN", "Elastix", "Descent", "VoxelMorph", "ViT-V-Net", "TransMorph", "XMorpher",
-                      "TransMatch", "Matching pyramid", "Proposed", "Proposed + refinement"]  # fmt: skip
+                      "TransMatch", "Pyramid", "Proposed", "Proposed + refinement"]  # fmt: skip
 
 
 def test_a_cohort_without_ages_says_so(tmp_path):

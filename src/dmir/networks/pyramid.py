@@ -186,7 +186,7 @@ class Pyramid(nn.Module):
         The hyperparameters make no network.
     """
 
-    TITLE = "Matching pyramid"
+    TITLE = "Pyramid"
     PAPER = "beyond the paper, docs/pyramid.md"
     COLOUR, MARKER = "#5b3df4", "8"
 
