@@ -223,7 +223,7 @@ def test_a_refinement_of_a_method_without_weights_takes_its_parameters():
     given = configuration(fine={"algorithm": "refinement", "of": "syn"})
     assert given.network_of("fine") is None and given.models_of("fine") == ["none"] and given.takes_card("fine")
     assert given.parameters("fine")["of"] == {"algorithm": "syn", **given.parameters("syn")}
-    assert given.parameters("syn")["iterations"] == [40, 20, 5]
+    assert given.parameters("syn")["iterations"] == [40, 20, 2]
     assert not given.takes_card("syn") and not given.takes_card("caml-refined") and given.takes_card("descent")
 
 
