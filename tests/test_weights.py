@@ -269,10 +269,11 @@ def test_no_pairs_are_an_empty_table(weights, tmp_path):
     assert records.empty and tuple(records.columns) == COLUMNS
 
 
-def test_what_a_network_would_draw_is_not_drawn_where_its_shapes_alone_are_wanted():
+def test_neither_shapes_alone_nor_the_arithmetic_of_a_registration_import_torchs_compiler():
     code = (
         "import sys; from dmir.networks import build; from dmir.networks.shapes import shapes_alone\n"
-        "with shapes_alone(): network = build('caml', (16, 16, 16))\n"
+        "from dmir.training.objective import arithmetic\n"
+        "with shapes_alone(), arithmetic('float32'): network = build('caml', (16, 16, 16))\n"
         "print({p.device.type for p in network.parameters()}, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
