@@ -184,10 +184,9 @@ def on_a_card(register: Callable[[Any], np.ndarray], device: str) -> tuple[np.nd
     """Register three times, and return the field: warm, timed, and counted, beside the device's own peaks."""
     import torch
 
-    from dmir.methods.network import reset_peak_memory
     from dmir.planning.device_speed import measure_speed, roofline
     from dmir.training.cost import Cost, CostCounter
-    from dmir.training.devices import choose_device
+    from dmir.training.devices import choose_device, reset_peak_memory
     from dmir.training.devices import peak_memory_mb as device_memory_mb
 
     target = choose_device(torch.device("cpu") if device == "host" else device)  # the host: to try this without a card

@@ -21,6 +21,7 @@ from dmir.errors import DmirError, InputError
 from dmir.fields import integrate, load_field, onto_moving_grid, pair_field, save_field, warp
 from dmir.methods import describe, elastix, isolated, network, network_session, register
 from dmir.methods.isolated import register_isolated, register_pairs
+from dmir.training import devices
 from dmir.training.weights import save_weights
 from dmir.volumes import Grid, Volume, read_image, reorient, write_volume
 
@@ -415,6 +416,15 @@ def test_a_process_goes_on_to_the_next_pair_whose_field_is_that_of_a_fresh_proce
     assert (tmp_path / "b__a.nii").read_bytes() == (tmp_path / "alone.nii").read_bytes()
     assert records["peak_memory_mb"][1] < 1.2 * alone["peak_memory_mb"]
     assert len(started) == 2
+
+
+def test_what_a_card_gave_to_the_pair_before_is_not_counted(files, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(devices, "reset_peak_memory", lambda device: begun.append(device.type))
+    request = {"moving": str(files[0]), "fixed": str(files[1]), "field": str(tmp_path / "field.nii"), "names": {}}
+    request |= {"method": "descent", "limit": None, "cut_planes": [[], []]}
+    isolated._answer({**request, "parameters": {"stages": [{"voxel": 8, "steps": 2}]}})
+    assert begun == ["cpu"]
 
 
 KILLED_WHILE_IT_WAITS = """

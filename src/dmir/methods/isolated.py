@@ -328,15 +328,6 @@ def _last_line(output: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def _forget_peak() -> bool:
-    """Let the largest resident set be that of now; False where the system cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
 def peak_memory_mb() -> float:
     """Return the largest resident set of this process so far, MiB."""
     status = Path("/proc/self/status")
@@ -381,13 +372,14 @@ def _registered(request: Mapping[str, Any], moving: Volume, fixed: Volume) -> tu
     import numpy as np
 
     from dmir.methods.calling import register, surroundings
-    from dmir.training.devices import choose_device, device_name
+    from dmir.training.devices import choose_device, device_name, reset_peak_memory
     from dmir.training.devices import peak_memory_mb as device_memory_mb
     from dmir.volumes import before_planes
 
     method, parameters, device = request["method"], dict(request["parameters"]), None
     if asks_for(method, "device"):
         device = parameters["device"] = choose_device()
+        reset_peak_memory(device)  # of the pairs before
     if asks_for(method, "seen"):
         images = zip((moving, fixed), request["cut_planes"], strict=True)
         parameters["seen"] = tuple(before_planes(image.grid, planes) for image, planes in images)
@@ -468,6 +460,8 @@ def _end_with(parent: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Answer a request, and more if there are any; the last line of what is printed is the reason of a failure."""
+    from dmir.training.devices import reset_peak_memory
+
     path = Path(arguments[0])
     request = json.loads(path.read_text())
     _end_with(request["parent"])
@@ -478,7 +472,7 @@ def main(arguments: Sequence[str]) -> int:
     while True:
         status = _attempt(request)
         # what a pair needs at most could not be told of a second one
-        if status or answers < 0 or not _forget_peak():
+        if status or answers < 0 or not reset_peak_memory():
             return status
         os.write(answers, b"\n")
         if not os.read(asked, 1):

@@ -25,7 +25,6 @@ from dmir.methods.network_device import (
     Computer,
     Refine,
     memory_explained,
-    reset_peak_memory,
     to_tensor,
     warn_of_spacing,
 )
@@ -47,7 +46,6 @@ __all__ = [
     "load_expected",
     "register",
     "register_pairs",
-    "reset_peak_memory",
 ]
 
 log = logging.getLogger(__name__)

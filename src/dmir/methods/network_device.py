@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,15 +114,6 @@ def to_tensor(image: Volume, device: torch.device) -> torch.Tensor:
     """Return an image as (1, 1, D, H, W) in host memory, page-locked where a GPU is to fetch it."""
     tensor = torch.from_numpy(np.ascontiguousarray(image.data, np.float32))[None, None]
     return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak of :func:`~dmir.training.devices.peak_memory_mb` begin anew, where the system can do that."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes what is resident now
 
 
 def warn_of_spacing(metadata: Mapping[str, Any], fixed: Volume | Grid) -> bool:

@@ -16,9 +16,9 @@ import torch
 
 from dmir.errors import DmirError, StorageError
 from dmir.fields import inverse_consistency, pair_field, save_field
-from dmir.methods.network_device import Computer, memory_explained, reset_peak_memory, to_tensor, warn_of_spacing
+from dmir.methods.network_device import Computer, memory_explained, to_tensor, warn_of_spacing
 from dmir.methods.records import MEASURED, planes_of
-from dmir.training.devices import GpuUnusable, gpu_failures_told, peak_memory_mb
+from dmir.training.devices import GpuUnusable, gpu_failures_told, peak_memory_mb, reset_peak_memory
 from dmir.training.objective import arithmetic
 from dmir.volumes import Grid, before_planes, read_image, require_same_grid
 

@@ -390,3 +390,17 @@ def peak_memory_mb(device: torch.device) -> float:
                 return int(line.split()[1]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def reset_peak_memory(device: torch.device | None = None) -> bool:
+    """Let the peak of :func:`peak_memory_mb` begin anew; False where the system cannot. None: of this process."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes what is resident now
+    except OSError:
+        return False
+    return True
