@@ -21,14 +21,17 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import ndimage
 from torch import nn
 
 from dmir.errors import InputError
 from dmir.fields import shifted_displacement, warp
+from dmir.filters import TRUNCATE, gaussian
+from dmir.losses import lncc
 from dmir.training import Scan, TrainingDiverged, TrainingSettings, read_metadata, train
 from dmir.training.data import PairSchedule, load_bank, training_pairs, validation_pairs
 from dmir.training.module import RegistrationModule
-from dmir.training.objective import Objective, arithmetic, displacement_of
+from dmir.training.objective import Objective, arithmetic, compared, displacement_of
 from dmir.training.validation import Validation, mean_dice, validate
 from dmir.volumes import Volume, write_volume
 
@@ -228,6 +231,64 @@ def test_the_loss_is_the_dissimilarity_and_lambda_times_the_diffusion(scans):
     assert same < different
 
 
+def test_the_voxels_reward_a_shift_of_a_part_of_one_and_random_points_do_not():
+    torch.manual_seed(0)
+    head = gaussian(torch.rand(1, 24, 24, 24), 3.0)[None]
+    head = (head - head.min()) / (head.max() - head.min())
+    noise = 0.5 * float(head.std())
+    moving, fixed = (head + noise * torch.randn(head.shape) for _ in range(2))
+
+    def similarity(shift, **keywords):
+        settings = TrainingSettings(window=7, **keywords)
+        field = torch.full((1, 3, *head.shape[2:]), shift)
+        offsets = [settings.offset_at(step) for step in range(60 if settings.sampling == "random" else 1)]
+        return float(np.mean([lncc(*compared(moving, fixed, field, settings, offset), 7) for offset in offsets]))
+
+    nearby = (0.0, 0.2, 0.5)
+    at_voxels = [similarity(shift) for shift in nearby]
+    assert at_voxels[1] > 1.04 * at_voxels[0]  # although the heads lie where they are
+    for keywords in ({"sampling": "random"}, {"smoothing": 1.0}, {"sampling": "random", "smoothing": 0.7}):
+        still, near, far = [similarity(shift, **keywords) for shift in nearby]
+        assert still > 1.01 * near > 1.04 * far
+
+
+def test_images_are_compared_at_points_that_the_step_and_the_seed_decide():
+    settings = TrainingSettings(sampling="random")
+    offsets = np.array([settings.offset_at(step) for step in range(300)])
+    assert np.abs(offsets).max() <= 0.5 and np.abs(offsets.mean(axis=0)).max() < 0.06
+    assert offsets.std(axis=0) == pytest.approx([math.sqrt(1 / 12)] * 3, rel=0.1)
+    assert settings.offset_at(7) == tuple(offsets[7])
+    assert TrainingSettings(sampling="random", seed=2).offset_at(7) != settings.offset_at(7)
+    assert TrainingSettings().offset_at(7) == (0.0, 0.0, 0.0)
+    # where both images are linear, what is compared is they, that much further on
+    line = torch.arange(12.0)[:, None, None].expand(1, 1, 12, 12, 12)
+    field = torch.zeros(1, 3, 12, 12, 12)
+    field[:, 0] = 2.0
+    fixed, warped = compared(line, 3.0 * line, field, settings, (0.25, -0.25, 0.125))
+    inside = (slice(None), slice(None), slice(1, 8), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(fixed[inside], 3.0 * (line[inside] + 0.25))
+    torch.testing.assert_close(warped[inside], line[inside] + 2.25)
+
+
+def test_without_keys_images_are_compared_as_they_are_and_smoothing_is_for_the_loss_alone(scans):
+    torch.manual_seed(0)
+    moving, fixed = torch.rand(2, 2, 1, *SHAPE)
+    field = torch.rand(2, 3, *SHAPE)
+    plain = compared(moving, fixed, field, TrainingSettings())
+    assert plain[0] is fixed and torch.equal(plain[1], warp(moving, field))
+    found = compared(moving, fixed, field, TrainingSettings(smoothing=0.8))
+    smooth = [ndimage.gaussian_filter(image, 0.8, mode="nearest", truncate=TRUNCATE) for image in fixed[:, 0].numpy()]
+    np.testing.assert_allclose(found[0][:, 0], smooth, atol=1e-5)
+    bank = load_bank(scans[:3], [], [scans[5]], device=CPU)
+    network = tiny()
+    module = RegistrationModule(network, bank, TrainingSettings(smoothing=0.8, sampling="random"))
+    seen = []
+    network.register_forward_pre_hook(lambda _, images: seen.append(images))
+    module._trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0)
+    module.training_step(torch.tensor([[0, 3]]), 0)
+    assert all(torch.equal(*pair) for pair in zip(seen[0], bank.pairs_of(torch.tensor([[0, 3]])), strict=True))
+
+
 def test_in_bf16_the_network_is_narrow_and_the_loss_is_not(monkeypatch):
     monkeypatch.setattr("dmir.training.objective.has_bfloat16", lambda kind: True)  # imitated where there is none
     torch.manual_seed(0)
@@ -272,6 +333,8 @@ def test_settings_that_make_no_sense_are_refused_by_name():
         ("schedule", "cosin"),
         ("precision", "fp8"),
         ("similarity", "ncc"),
+        ("sampling", "grid"),
+        ("smoothing", -0.5),
     ):
         with pytest.raises(InputError, match=f"^{name}: found "):
             TrainingSettings(**{name: value})
@@ -506,6 +569,7 @@ def test_a_loss_that_is_not_finite_names_its_pair_and_leaves_the_last_good_state
 
 
 LONG = {"steps": 13, "validate_every": 5, "keep": "last", "learning_rate": 0.01, "schedule": "cosine", "pairs": "all"}
+LONG |= {"sampling": "random", "smoothing": 0.7}
 
 
 def child(folder: str, accident: str) -> None:
@@ -652,6 +716,7 @@ SHARED_TRAINING = {
     "gradient_clip": 1.0,
     "similarity": "lncc",
     "window": 5,
+    "sampling": "random",
 }
 NARROW = {"encoder": [4, 4], "decoder": [4, 4, 4], "downsampling": "stride", "integration_steps": 0}
 

@@ -88,6 +88,10 @@ class Training(Model):
     """Each training scan to each atlas, the reverse, or every ordered pair of training scans."""
     warp: Literal["exact", "shifted"] = "exact"
     """In the loss; `shifted`: that of the published code of XMorpher, TransMatch and TransMorph (OASIS)."""
+    sampling: Literal["voxels", "random"] = "voxels"
+    """Where the loss compares the images: at the voxels, or a random part of a voxel beside them, another each step."""
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    """Of both images, for the loss alone: standard deviation of a Gaussian in voxels; 0: none."""
     keep: Literal["best", "last"] = "best"
     """Which weights: those with the best Dice on the validation scans, or the last."""
     compile: bool = False

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from dmir import registry
-from dmir.fields import save_field, warp
+from dmir.fields import save_field
 from dmir.job import THREAD_VARIABLES
 from dmir.methods import load_libraries, register
 from dmir.metrics.score import score_pair
@@ -31,7 +31,7 @@ from dmir.networks import build
 from dmir.structures import load_structures
 from dmir.training.cost import settings_of
 from dmir.training.devices import choose_device, set_threads
-from dmir.training.objective import arithmetic, displacement_of
+from dmir.training.objective import arithmetic, compared, displacement_of
 from dmir.volumes import Volume
 
 REPEATS = 3
@@ -74,7 +74,7 @@ def network(
 
     def step() -> None:
         displacement = displacement_of(net, moving, fixed, settings.precision)
-        loss = objective(fixed, warp(moving, displacement), displacement)[0]
+        loss = objective(*compared(moving, fixed, displacement, settings), displacement)[0]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -31,10 +31,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from dmir.fields import shifted_displacement, warp
 from dmir.networks import build
 from dmir.networks.shapes import shapes_alone
 from dmir.training.hollow import hollow_tensors
+from dmir.training.objective import compared
 from dmir.training.settings import TrainingSettings
 
 aten = torch.ops.aten
@@ -120,9 +120,8 @@ def count_step(
         moments = moving.new_empty(2 * weights)
         gradients = moving.new_empty(weights)  # of the step before: they go after the loss, before the new ones come
         displacement = _displacement(network, moving, fixed, settings.precision)
-        sampled = displacement if settings.warp == "exact" else shifted_displacement(displacement)
-        loss = settings.objective()(fixed, warp(moving, sampled), displacement)[0]
-        del displacement, sampled, gradients
+        loss = settings.objective()(*compared(moving, fixed, displacement, settings), displacement)[0]
+        del displacement, gradients
         loss.backward()
         del moments
 
@@ -146,7 +145,7 @@ def count_objective(shape: tuple[int, int, int], training: Mapping[str, Any], *,
     with hollow_tensors(), CostCounter() as counter:
         moving, fixed = (torch.empty(1, 1, *shape, device=device_type) for _ in range(2))
         displacement = torch.empty(1, 3, *shape, device=device_type, requires_grad=True)
-        settings.objective()(fixed, warp(moving, displacement), displacement)[0].backward()
+        settings.objective()(*compared(moving, fixed, displacement, settings), displacement)[0].backward()
     return Cost(counter.flop / 1e9, counter.moved / 1e9, counter.peak / 1e6, counter.kernels, 0)
 
 

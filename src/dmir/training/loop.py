@@ -121,8 +121,8 @@ def train(
         through its memory.
     **settings
         Of :class:`~dmir.training.settings.TrainingSettings`: steps, validate_every, learning_rate, schedule,
-        similarity, window, regularisation, batch_size, gradient_clip, precision, pairs, warp, keep, compile,
-        seed, deterministic.
+        similarity, window, regularisation, batch_size, gradient_clip, precision, pairs, warp, sampling,
+        smoothing, keep, compile, seed, deterministic.
 
     Raises
     ------

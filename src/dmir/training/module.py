@@ -10,9 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from dmir.errors import DmirError
-from dmir.fields import shifted_displacement, warp
 from dmir.training.data import ImageBank, derived_seed
-from dmir.training.objective import displacement_of
+from dmir.training.objective import compared, displacement_of
 from dmir.training.settings import TrainingSettings
 
 STEP_STREAM = 1  # keeps the seeds of the steps apart from those of the passes through the pairs
@@ -87,8 +86,8 @@ class RegistrationModule(LightningModule):
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         moving, fixed = self.bank.pairs_of(batch[self.global_rank :: self.trainer.world_size])
         displacement = displacement_of(self.run, moving, fixed, self.settings.precision)
-        sampled = displacement if self.settings.warp == "exact" else shifted_displacement(displacement)
-        terms = self.objective(fixed, warp(moving, sampled), displacement)
+        images = compared(moving, fixed, displacement, self.settings, self.settings.offset_at(self.step))
+        terms = self.objective(*images, displacement)
         self._unread.append((self.step + 1, batch, [term.detach() for term in terms]))
         return terms[0]
 

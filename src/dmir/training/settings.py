@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from dmir.errors import InputError, suggestion
 from dmir.losses import SIMILARITIES
 from dmir.training.objective import PRECISIONS, Objective
@@ -15,8 +17,10 @@ CHOICES = {
     "precision": PRECISIONS,
     "pairs": ("scan_to_atlas", "atlas_to_scan", "all"),
     "warp": ("exact", "shifted"),
+    "sampling": ("voxels", "random"),
     "keep": ("best", "last"),
 }
+SAMPLING_STREAM = 3  # keeps these random numbers apart from those of :mod:`dmir.training.module` and ``session``
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class TrainingSettings:
     warp
         In the loss. ``"exact"``: no displacement is no change. ``"shifted"``: as the published code of XMorpher,
         TransMatch and TransMorph (OASIS), see :func:`~dmir.fields.shifted_displacement`; validation is exact.
+    sampling
+        Where the loss compares the images: at the ``"voxels"`` of the fixed one, or at those points moved by a
+        ``"random"`` part of a voxel, another one each step; see :func:`~dmir.training.objective.compared`.
+    smoothing
+        Standard deviation in voxels of a Gaussian by which both images are smoothed for the loss, and for it alone: the
+        network sees them as they are. 0 does not smooth.
     keep
         ``"best"`` weights (by validation Dice; between equals, and without labels, by validation loss) or the
         ``"last"``.
@@ -73,6 +83,8 @@ class TrainingSettings:
     precision: str = "float32"
     pairs: str = "scan_to_atlas"
     warp: str = "exact"
+    sampling: str = "voxels"
+    smoothing: float = 0.0
     keep: str = "best"
     compile: bool = False
     seed: int = 1
@@ -82,7 +94,7 @@ class TrainingSettings:
         for name in ("steps", "validate_every", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(name, found=str(getattr(self, name)), expected="a number above 0")
-        for name in ("regularisation", "gradient_clip"):
+        for name in ("regularisation", "gradient_clip", "smoothing"):
             if not getattr(self, name) >= 0:
                 raise InputError(name, found=str(getattr(self, name)), expected="0 or more")
         for name, known in CHOICES.items():
@@ -103,3 +115,10 @@ class TrainingSettings:
         if self.schedule == "polynomial":
             return self.learning_rate * (1.0 - done) ** 0.9
         return self.learning_rate
+
+    def offset_at(self, step: int) -> tuple[float, float, float]:
+        """Return how far from the voxels images are compared in a step (0 ... steps - 1), in voxels of each axis."""
+        if self.sampling == "voxels":
+            return (0.0, 0.0, 0.0)
+        first, second, third = np.random.default_rng([self.seed, SAMPLING_STREAM, step]).uniform(-0.5, 0.5, 3).tolist()
+        return (first, second, third)
