@@ -13,7 +13,8 @@ forward_s, forward_backward_s
     ``..._cpu_s`` are the CPU seconds of the process, which a busy machine changes less.
 step_s
     With ``--step``: a whole training step. Network, warp, the objective of the configuration (without one LNCC 9^3 and
-    diffusion), backward, Adam.
+    diffusion), backward, Adam. Where the images are compared (``warp``, ``sampling``, ``smoothing`` of a training) is
+    left out: it is always at the voxels, exactly and unsmoothed.
 network_part_s, warp_part_s, similarity_part_s, diffusion_part_s, optimiser_part_s
     The parts of such a step, each forward and backward: medians of its CPU seconds (on a GPU of its wall seconds). The
     optimiser's part is the gradient's norm and Adam.
