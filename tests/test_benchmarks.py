@@ -428,7 +428,7 @@ def test_a_configuration_gives_hyperparameters_grid_and_objective():
     assert by_name["caml"]["shape"] == (56, 68, 56)
     assert by_name["caml"]["hyperparameters"]["depths"] == [1, 2]
     assert by_name["caml"]["hyperparameters"]["field_downsampling"] == 2
-    assert by_name["caml"]["objective"] == {"similarity": "lncc", "window": 7, "regularisation": 0.5}
+    assert by_name["caml"]["objective"] == {"similarity": "lncc", "window": 7, "regularisation": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -302,14 +302,14 @@ def faulty(monkeypatch, fault):
     def wrong(image, displacement, *arguments, **keywords):
         return right(fault(image), displacement, *arguments, **keywords)
 
-    monkeypatch.setattr("dmir.training.objective.warp", wrong)
+    monkeypatch.setattr("dmir.training.comparison.warp", wrong)
     settings = TrainingSettings(similarity="mse")
     return on_both("voxelmorph", settings, quiet("voxelmorph"))
 
 
 def test_a_tensor_left_on_the_cpu_is_refused(monkeypatch):
     shift = torch.zeros(1, 1, *SHAPE)
-    with pytest.raises(RuntimeError, match=r"aten.add.Tensor in training/objective:compared: tensors of the CPU"):
+    with pytest.raises(RuntimeError, match=r"aten.add.Tensor in training/comparison:compared: tensors of the CPU"):
         faulty(monkeypatch, lambda image: image + shift.to(image.device if image.device == HOST else HOST))
 
 
@@ -342,7 +342,7 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize("fault", ROUND_TRIPS.values(), ids=ROUND_TRIPS)
 def test_a_number_that_is_read_in_a_step_is_found(monkeypatch, fault):
     *_, queued = faulty(monkeypatch, fault)
-    assert queued[0] == {"training/objective:compared": 1}
+    assert queued[0] == {"training/comparison:compared": 1}
 
 
 COPIES = {

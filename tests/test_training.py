@@ -29,9 +29,10 @@ from dmir.fields import shifted_displacement, warp
 from dmir.filters import TRUNCATE, gaussian
 from dmir.losses import lncc
 from dmir.training import Scan, TrainingDiverged, TrainingSettings, read_metadata, train
+from dmir.training.comparison import compared
 from dmir.training.data import PairSchedule, load_bank, training_pairs, validation_pairs
 from dmir.training.module import RegistrationModule
-from dmir.training.objective import Objective, arithmetic, compared, displacement_of
+from dmir.training.objective import Objective, arithmetic, displacement_of
 from dmir.training.validation import Validation, mean_dice, validate
 from dmir.volumes import Volume, write_volume
 

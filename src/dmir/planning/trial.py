@@ -29,9 +29,10 @@ from dmir.methods import load_libraries, register
 from dmir.metrics.score import score_pair
 from dmir.networks import build
 from dmir.structures import load_structures
+from dmir.training.comparison import compared
 from dmir.training.cost import settings_of
 from dmir.training.devices import choose_device, set_threads
-from dmir.training.objective import arithmetic, compared, displacement_of
+from dmir.training.objective import arithmetic, displacement_of
 from dmir.volumes import Volume
 
 REPEATS = 3

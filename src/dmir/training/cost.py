@@ -33,8 +33,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from dmir.networks import build
 from dmir.networks.shapes import shapes_alone
+from dmir.training.comparison import compared
 from dmir.training.hollow import hollow_tensors
-from dmir.training.objective import compared
 from dmir.training.settings import TrainingSettings
 
 aten = torch.ops.aten

@@ -10,8 +10,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from dmir.errors import DmirError
+from dmir.training.comparison import compared
 from dmir.training.data import ImageBank, derived_seed
-from dmir.training.objective import compared, displacement_of
+from dmir.training.objective import displacement_of
 from dmir.training.settings import TrainingSettings
 
 STEP_STREAM = 1  # keeps the seeds of the steps apart from those of the passes through the pairs

@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dmir import losses
 from dmir.errors import InputError
-from dmir.fields import shifted_displacement, warp
-from dmir.filters import gaussian, numbers
-
-if TYPE_CHECKING:
-    from dmir.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -71,42 +66,6 @@ class Objective:
             dissimilarity = similarity if self.similarity == "mse" else -similarity
             diffusion = losses.diffusion(displacement)
             return dissimilarity + self.regularisation * diffusion, similarity, diffusion
-
-
-def compared(
-    moving: torch.Tensor,
-    fixed: torch.Tensor,
-    displacement: torch.Tensor,
-    settings: TrainingSettings,
-    offset: Sequence[float] = (0.0, 0.0, 0.0),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the fixed and the warped moving image as the loss is to compare them.
-
-    Interpolation between voxels blurs, and with less noise images correlate better. At the voxels of the fixed image
-    only the moving one is interpolated, so that a field of some tenths of a voxel everywhere gains more than a fresh
-    network can find otherwise: it learns that first, and may stay there for long (the grid effect: Aganj et al. 2013).
-    With ``sampling="random"`` both are interpolated, at points that lie a random part of a voxel beside the voxels, the
-    same for all of them: in the mean no field blurs more than another.
-
-    Parameters
-    ----------
-    moving, fixed
-        (B, 1, D, H, W).
-    displacement
-        (B, 3, D, H, W) in voxels.
-    settings
-        ``warp``, ``sampling`` and ``smoothing`` count.
-    offset
-        Of the points from the voxels, in voxels, with ``sampling="random"``:
-        :meth:`~dmir.training.settings.TrainingSettings.offset_at`.
-    """
-    if settings.smoothing:
-        moving, fixed = (gaussian(image[:, 0], settings.smoothing)[:, None] for image in (moving, fixed))
-    sampled = displacement if settings.warp == "exact" else shifted_displacement(displacement)
-    if settings.sampling == "random":
-        away = numbers(offset, displacement).view(1, 3, 1, 1, 1)
-        sampled, fixed = sampled + away, warp(fixed, away.expand_as(displacement))
-    return fixed, warp(moving, sampled)
 
 
 def displacement_of(

@@ -50,7 +50,7 @@ class TrainingSettings:
         TransMatch and TransMorph (OASIS), see :func:`~dmir.fields.shifted_displacement`; validation is exact.
     sampling
         Where the loss compares the images: at the ``"voxels"`` of the fixed one, or at those points moved by a
-        ``"random"`` part of a voxel, another one each step; see :func:`~dmir.training.objective.compared`.
+        ``"random"`` part of a voxel, another one each step; see :func:`~dmir.training.comparison.compared`.
     smoothing
         Standard deviation in voxels of a Gaussian by which both images are smoothed for the loss, and for it alone: the
         network sees them as they are. 0 does not smooth.
