@@ -472,6 +472,54 @@ def test_fields_of_elsewhere_are_read_by_the_names_of_their_pairs(pair):
     assert fields.state(parameters) != before
 
 
+COARSE = np.array([[2.0, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 2, 0.5], [0, 0, 0, 1]])  # the same place in voxels of 2 mm
+
+
+def test_a_field_of_coarser_voxels_is_brought_to_the_images_in_millimetres(pair):
+    """A linear displacement is the same function of the place, however coarse the voxels."""
+    coarse, half = [n // 2 for n in SHAPE], np.array([0.25, -0.5, 0.75])
+    place = np.stack(np.meshgrid(*(2.0 * np.arange(n) + 0.5 for n in coarse), indexing="ij"))
+    millimetres = half[:, None, None, None] + 0.02 * place[[1, 2, 0]]
+    for shard, name in enumerate(("a__b", "b__a")):
+        Path(f"theirs/shard{shard}").mkdir(parents=True)
+        save_field(f"theirs/shard{shard}/{name}.nii", (millimetres / 2).astype(np.float32), COARSE)
+    parameters = {"folder": "theirs", "pattern": "shard*/{moving}__{fixed}.nii", "grid": "own"}
+    records = register_pairs([("a", pair[0], "b", pair[1])], "out", "fields", parameters)
+    assert records["status"].tolist() == ["ok"], records["reason"].tolist()
+    found, affine = load_field("out/a__b.nii")
+    np.testing.assert_allclose(affine, np.eye(4))
+    expected = half[:, None, None, None] + 0.02 * np.stack(np.indices(SHAPE).astype(float))[[1, 2, 0]]
+    within = (slice(None), *(slice(1, -1),) * 3)  # beyond the last centres it goes on as it is there
+    np.testing.assert_allclose(found[within], expected[within], atol=2e-3)  # a field's file has 11 bits a number
+    refused = register_pairs([("a", pair[0], "b", pair[1])], "out", "fields", {**parameters, "grid": "fixed"})
+    assert "a field on another grid" in refused["reason"][0]
+
+
+def test_a_field_that_does_not_hold_the_brain_or_is_there_twice_is_refused(pair):
+    for shard in ("shard0", "shard1"):
+        Path(f"theirs/{shard}").mkdir(parents=True)
+        save_field(f"theirs/{shard}/a__b.nii", np.zeros((3, *SHAPE), np.float32), np.eye(4))
+    away = np.eye(4)
+    away[0, 3] = 9.0
+    save_field("theirs/away.nii", np.zeros((3, *SHAPE), np.float32), away)
+    np.save("theirs/bare.npy", np.zeros((3, *SHAPE), np.float32))
+
+    def reason(pattern, **more):
+        parameters = {"folder": "theirs", "pattern": pattern, "grid": "own", **more}
+        return register_pairs([("a", pair[0], "b", pair[1])], "out", "fields", parameters)["reason"][0]
+
+    assert reason("shard*/{moving}__{fixed}.nii").startswith("found 2 fields theirs/shard*/a__b.nii; expected one")
+    assert re.search(r"beyond which [\d,]+ of the fixed brain's [\d,]+ voxels lie", reason("away.nii"))
+    assert "theirs/bare.npy" in reason("bare.npy", field="voxels")
+
+
+@pytest.mark.parametrize("pattern", ["/a/{moving}.nii", "**/{moving}.nii", "{fixed}.nii"])
+def test_a_pattern_that_names_no_file_of_a_pair_in_the_folder_is_told(pattern):
+    settings = {"x": {"algorithm": "fields", "folder": "theirs", "pattern": pattern}}
+    with pytest.raises(Exception, match=re.escape(f"found '{pattern}'; expected")):
+        parse_config({**MINIMAL, "methods": ["x"], "settings": settings})
+
+
 # --- what is run again, and what is told before anything runs ---
 
 

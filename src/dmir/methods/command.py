@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -29,6 +29,9 @@ from dmir.methods.processes import KILLED, end_of, end_with_parent, signal_name
 from dmir.settings import MethodSettings, PairCost, Positive
 from dmir.storage import plainly_named_folder
 from dmir.volumes import Grid, Volume, describe_grid, same_grid, write_volume
+
+if TYPE_CHECKING:
+    from dmir.transforms import Transform
 
 TITLE = "A program"
 PLACES = ("moving", "fixed", "moving_mask", "fixed_mask", "field", "folder", "threads", "seed", "python")
@@ -303,17 +306,22 @@ def read_displacement(path: Path, convention: str | None, fixed: Grid, moving: G
     InputError
         It is no field in this convention, or lies on another grid.
     """
-    from dmir.transforms import read
-
-    try:
-        transform = read(path, convention, fixed=fixed, moving=moving)
-    except InputError as error:
-        where = told if error.where == str(path) else f"{told}: {error.where}"
-        raise InputError(where, found=error.found, expected=error.expected, remedy=error.remedy) from None
+    transform = read_transform(path, convention, told, fixed=fixed, moving=moving)
     own = transform.grid
     if own is not None and not same_grid(own, fixed):
         raise InputError(told, found=f"a field on another grid ({describe_grid(own)})", expected=describe_grid(fixed))
     return np.asarray(transform.on(fixed).displacement, dtype=np.float32)
+
+
+def read_transform(path: Path, convention: str | None, told: str, **images: Grid) -> Transform:
+    """Return the transform in a file, of which an error speaks as ``told``; ``images``: ``fixed`` and ``moving``."""
+    from dmir.transforms import read
+
+    try:
+        return read(path, convention, **images)
+    except InputError as error:
+        where = told if error.where == str(path) else f"{told}: {error.where}"
+        raise InputError(where, found=error.found, expected=error.expected, remedy=error.remedy) from None
 
 
 # --- what it costs, and what it depends on ---
