@@ -181,8 +181,8 @@ def test_the_order_of_the_axes_in_the_files_changes_nothing(kind, fixed, moving,
     found = to_millimetres(result.displacement, image.affine)
     beyond_affine = found - (applied(result.affine, world_of(image.grid)) - world_of(image.grid))
     assert (np.abs(beyond_affine).max() > 1) == (kind != "affine")
-    # where an earlier test had ITK run on several threads, they add the affine's sums in any order; of the last digits
-    # descent makes hundredths of a millimetre at a few voxels (.07 of noise of 1e-8 in the grey values)
+    # Twice, of many runs, the last digits differed, and by what was not found; descent makes hundredths of a millimetre
+    # of them at a few voxels (.07 of noise of 1e-8 in the grey values). A wrong axis is millimetres off.
     np.testing.assert_allclose(back, found, atol=0.2 if kind == "descent" else 1e-3)
     assert np.quantile(np.abs(back - found), 0.99) < 1e-3
     np.testing.assert_allclose(reorient(turned.warped).data, result.warped.data, atol=0.1)  # of about 170
