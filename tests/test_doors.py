@@ -25,6 +25,7 @@ from dmir.methods import command, fields, isolated
 from dmir.methods.isolated import register_isolated, register_pairs
 from dmir.methods.network import register_pairs as register_with_network
 from dmir.networks import build
+from dmir.preprocess import write_affine
 from dmir.report.curves import read_history
 from dmir.training.failure import failure_kept
 from dmir.training.loop import train
@@ -292,7 +293,6 @@ SHIFT = """
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 print("arguments", *sys.argv[1:])
@@ -475,27 +475,58 @@ def test_fields_of_elsewhere_are_read_by_the_names_of_their_pairs(pair):
 COARSE = np.array([[2.0, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 2, 0.5], [0, 0, 0, 1]])  # the same place in voxels of 2 mm
 
 
-def test_a_field_of_coarser_voxels_is_brought_to_the_images_in_millimetres(pair):
-    """A linear displacement is the same function of the place, however coarse the voxels."""
-    coarse, half = [n // 2 for n in SHAPE], np.array([0.25, -0.5, 0.75])
-    place = np.stack(np.meshgrid(*(2.0 * np.arange(n) + 0.5 for n in coarse), indexing="ij"))
-    millimetres = half[:, None, None, None] + 0.02 * place[[1, 2, 0]]
-    for shard, name in enumerate(("a__b", "b__a")):
-        Path(f"theirs/shard{shard}").mkdir(parents=True)
-        save_field(f"theirs/shard{shard}/{name}.nii", (millimetres / 2).astype(np.float32), COARSE)
-    parameters = {"folder": "theirs", "pattern": "shard*/{moving}__{fixed}.nii", "grid": "own"}
-    records = register_pairs([("a", pair[0], "b", pair[1])], "out", "fields", parameters)
+def turned(angle, *shift):
+    """An affine that turns about the last axis, in radians, and shifts in mm."""
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    matrix[:3, 3] = shift
+    return matrix
+
+
+@pytest.fixture
+def of_two_runs(pair):
+    """A pair's images as this run has them, and the affines of both runs, no two of them the same."""
+    ours = {"a": turned(0.05, 1.0, -0.5, 0.3), "b": turned(-0.02, 0.2, 0.1, -0.4)}
+    theirs = {"a": turned(0.07, 0.6, -0.2, 0.1), "b": turned(-0.03, 0.4, 0.3, -0.1)}
+    for run, affines in (("ours", ours), ("theirs", theirs)):
+        for (name, affine), path in zip(affines.items(), pair, strict=True):
+            folder = Path(run, "preprocessed", "cohort", name)
+            folder.mkdir(parents=True)
+            write_affine(folder / "affine.mat", affine)
+            shutil.copy(path, folder / "image.nii")
+    pairs = [("a", "ours/preprocessed/cohort/a/image.nii", "b", "ours/preprocessed/cohort/b/image.nii")]
+    return pairs, ours, theirs
+
+
+def test_a_field_of_another_run_is_reckoned_over_in_millimetres_through_the_scans_own_worlds(of_two_runs):
+    """A linear map is the same function of the place, however coarse the voxels; the scan's own world is both runs'."""
+    pairs, ours, theirs = of_two_runs
+    linear = np.eye(4)
+    linear[:3] += [[0, 0.02, 0, 0.25], [0, 0, 0.02, -0.5], [0.02, 0, 0, 0.75]]
+    place = np.stack([2.0 * axis + 0.5 for axis in np.indices([n // 2 + 8 for n in SHAPE])]) - 8
+    away = COARSE.copy()
+    away[:3, 3] -= 8  # wider than the image: it is turned against it
+    millimetres = np.einsum("ij,j...->i...", linear[:3, :3] - np.eye(3), place) + linear[:3, 3].reshape(3, 1, 1, 1)
+    Path("theirs/shard0").mkdir()
+    save_field("theirs/shard0/a__b.nii", (millimetres / 2).astype(np.float32), away)
+    parameters = {"folder": "theirs", "pattern": "shard*/{moving}__{fixed}.nii", "preprocessed": "theirs/preprocessed"}
+    records = register_pairs(pairs, "out", "fields", parameters, cohort="cohort")
     assert records["status"].tolist() == ["ok"], records["reason"].tolist()
     found, affine = load_field("out/a__b.nii")
     np.testing.assert_allclose(affine, np.eye(4))
-    expected = half[:, None, None, None] + 0.02 * np.stack(np.indices(SHAPE).astype(float))[[1, 2, 0]]
-    within = (slice(None), *(slice(1, -1),) * 3)  # beyond the last centres it goes on as it is there
-    np.testing.assert_allclose(found[within], expected[within], atol=2e-3)  # a field's file has 11 bits a number
-    refused = register_pairs([("a", pair[0], "b", pair[1])], "out", "fields", {**parameters, "grid": "fixed"})
+    whole = np.linalg.inv(ours["a"]) @ theirs["a"] @ linear @ np.linalg.inv(theirs["b"]) @ ours["b"]
+    index = np.indices(SHAPE).astype(float)
+    expected = np.einsum("ij,j...->i...", whole[:3, :3], index) + whole[:3, 3].reshape(3, 1, 1, 1) - index
+    np.testing.assert_allclose(found, expected, atol=4e-3)  # a field's file has 11 bits a number
+    refused = register_pairs(pairs, "out", "fields", {**parameters, "preprocessed": None}, cohort="cohort")
     assert "a field on another grid" in refused["reason"][0]
+    before = fields.state(parameters)
+    write_affine(Path("theirs/preprocessed/cohort/a/affine.mat"), turned(0.0701, 0.6, -0.2, 0.1))
+    assert fields.state(parameters) != before
 
 
-def test_a_field_that_does_not_hold_the_brain_or_is_there_twice_is_refused(pair):
+def test_a_field_that_does_not_hold_the_brain_or_is_there_twice_is_refused(of_two_runs):
+    pairs, *_ = of_two_runs
     for shard in ("shard0", "shard1"):
         Path(f"theirs/{shard}").mkdir(parents=True)
         save_field(f"theirs/{shard}/a__b.nii", np.zeros((3, *SHAPE), np.float32), np.eye(4))
@@ -505,12 +536,13 @@ def test_a_field_that_does_not_hold_the_brain_or_is_there_twice_is_refused(pair)
     np.save("theirs/bare.npy", np.zeros((3, *SHAPE), np.float32))
 
     def reason(pattern, **more):
-        parameters = {"folder": "theirs", "pattern": pattern, "grid": "own", **more}
-        return register_pairs([("a", pair[0], "b", pair[1])], "out", "fields", parameters)["reason"][0]
+        parameters = {"folder": "theirs", "pattern": pattern, "preprocessed": "theirs/preprocessed", **more}
+        return register_pairs(pairs, "out", "fields", parameters, cohort="cohort")["reason"][0]
 
     assert reason("shard*/{moving}__{fixed}.nii").startswith("found 2 fields theirs/shard*/a__b.nii; expected one")
     assert re.search(r"beyond which [\d,]+ of the fixed brain's [\d,]+ voxels lie", reason("away.nii"))
     assert "theirs/bare.npy" in reason("bare.npy", field="voxels")
+    assert "elsewhere/cohort/a/affine.mat: found no such file" in reason("away.nii", preprocessed="elsewhere")
 
 
 @pytest.mark.parametrize("pattern", ["/a/{moving}.nii", "**/{moving}.nii", "{fixed}.nii"])

@@ -53,8 +53,8 @@ def register(moving: Volume, fixed: Volume, method: str = "descent", **parameter
 def surroundings(**values: Any) -> Iterator[None]:
     """Give methods that ask for them what is no parameter of theirs, also where one runs within another.
 
-    ``limit``, seconds that a pair may take; ``names``, what the scans are called; ``measured``, a dictionary into which
-    a method writes what it measures better than its caller.
+    ``limit``, seconds that a pair may take; ``names``, what the scans are called; ``paths``, the files of the images;
+    ``measured``, a dictionary into which a method writes what it measures better than its caller.
     """
     before = _SURROUNDINGS.set(values)
     try:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import field_validator
@@ -17,7 +17,10 @@ from dmir.doubts import Doubt
 from dmir.errors import DmirError, InputError, suggestion
 from dmir.methods.command import CONVENTIONS, read_displacement, read_transform
 from dmir.settings import MethodSettings, PairCost
-from dmir.volumes import Volume, describe_grid
+from dmir.volumes import Volume
+
+if TYPE_CHECKING:
+    from dmir.transforms import Transform
 
 TITLE = "Fields from elsewhere"
 READ_VOXEL = 1e-6  # seconds of a field's voxel that is read
@@ -33,9 +36,9 @@ class Settings(MethodSettings):
     anything, as in `shard*/{moving}__{fixed}.nii`."""
     field: str | None = None
     """Their convention, a name of `dmir field info`; none: what the files prove."""
-    grid: Literal["fixed", "own"] = "fixed"
-    """`fixed`: on that of the fixed image. `own`: on one that the file's header places in the same world, such as that
-    of the same images in coarser voxels; the field is brought to the fixed image's, linearly in mm."""
+    preprocessed: str | None = None
+    """The preprocessed images that they are of, where those are another run's: `results/other/preprocessed`. Fields
+    lie on that run's grid then, and its affine alignments are reckoned with. None: on the grid of the fixed image."""
 
     @field_validator("pattern")
     @classmethod
@@ -61,18 +64,21 @@ def register(
     folder: str,
     pattern: str = "{moving}__{fixed}.nii.gz",
     field: str | None = None,
-    grid: str = "fixed",
+    preprocessed: str | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
+    paths: Mapping[str, str] = MappingProxyType({}),
     measured: dict[str, Any] | None = None,
 ) -> np.ndarray:
     """Return the field of a pair that lies in a folder.
 
     Parameters
     ----------
-    folder, pattern, field, grid
+    folder, pattern, field, preprocessed
         See :class:`Settings`.
     names
         What stands for the places in the pattern: ``moving``, ``fixed``, ``cohort``.
+    paths
+        The files of the images, beside which their alignments lie: ``moving``, ``fixed``.
     measured
         Gets seconds and memory of NaN: nobody knows here what it took.
 
@@ -84,8 +90,8 @@ def register(
     path = _file_of(folder, pattern, names)
     if measured is not None:
         measured |= {"seconds": math.nan, "peak_memory_mb": math.nan, "device": "elsewhere"}
-    if grid == "own":
-        return _brought(path, field, fixed)
+    if preprocessed is not None:
+        return _brought(_of_another_run(path, field, Path(preprocessed), names, paths), fixed, path)
     return read_displacement(path, field, fixed.grid, moving.grid, str(path))
 
 
@@ -102,24 +108,36 @@ def _file_of(folder: str, pattern: str, names: Mapping[str, str]) -> Path:
     return files[0]
 
 
-def _brought(path: Path, convention: str | None, fixed: Volume) -> np.ndarray:
-    """Return a field of another grid on the fixed image's; it must reach every voxel of the brain."""
+def _of_another_run(
+    path: Path, convention: str | None, preprocessed: Path, names: Mapping[str, str], paths: Mapping[str, str]
+) -> Transform:
+    """Return a field between another run's images as a transform between these images of the same scans.
+
+    Each run aligns a scan by an affine of its own, and two differ by tenths of a millimetre where the voxels do.
+    """
+    from dmir.preprocess import read_affine
+    from dmir.transforms import Affine, Transform
+
     transform = read_transform(path, convention, str(path))
-    own = transform.grid
-    if own is None:
-        raise InputError(str(path), found="no field", expected="a displacement field on a grid of its own")
-    brain = np.argwhere(fixed.data > 0)
-    to_own = np.linalg.inv(own.affine) @ fixed.affine
-    places = brain @ to_own[:3, :3].T + to_own[:3, 3]
-    # half a voxel beyond the last centre is still within that voxel
-    beyond = int(((places < -0.5 - 1e-3) | (places > np.array(own.shape) - 0.5 + 1e-3)).any(axis=1).sum())
-    if beyond:
-        lost = f"{beyond:,} of the fixed brain's {len(brain):,} voxels"
-        raise InputError(
-            str(path),
-            found=f"a field ({describe_grid(own)}) beyond which {lost} lie",
-            expected="one that holds the brain, in the world of the preprocessed images",
-        )
+    ours = {side: Path(image).parent for side, image in paths.items()}
+    theirs = {side: preprocessed / names["cohort"] / names[side] for side in ours}
+    # from the preprocessed world to the scan's own
+    from_ours, from_theirs = (
+        {side: read_affine(folder / "affine.mat") for side, folder in folders.items()} for folders in (ours, theirs)
+    )
+    before = Affine(np.linalg.inv(from_theirs["fixed"]) @ from_ours["fixed"])
+    after = Affine(np.linalg.inv(from_ours["moving"]) @ from_theirs["moving"])
+    return Transform((before, *transform.steps, after))
+
+
+def _brought(transform: Transform, fixed: Volume, path: Path) -> np.ndarray:
+    """Return a transform as a field on the fixed image's grid; its own fields must hold the brain."""
+    brain = np.argwhere(fixed.data > 0) @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
+    beyond = int((~transform.within(brain)).sum())
+    if transform.grid is None or beyond:
+        lost = f"a field beyond which {beyond:,} of the fixed brain's {len(brain):,} voxels lie"
+        expected = "a field of that run's preprocessed images, which holds the brain"
+        raise InputError(str(path), found=lost if beyond else "an affine alone", expected=expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Doubt)  # of background beyond it, where its border goes on
         return np.asarray(transform.on(fixed.grid).displacement, dtype=np.float32)
@@ -141,10 +159,12 @@ def parts(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def state(parameters: Mapping[str, Any]) -> str:
-    """Return a hash of the names, sizes and times of the files in the folder."""
+    """Return a hash of the names, sizes and times of the files in the folder, and of the alignments beside them."""
     from dmir.provenance import value_hash
 
-    folder = Path(parameters["folder"])
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    stats = ((path, path.stat()) for path in files)
-    return value_hash([[path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+    places = [(Path(parameters["folder"]), "**/*")]
+    if parameters.get("preprocessed") is not None:
+        places.append((Path(parameters["preprocessed"]), "*/*/affine.mat"))
+    files = [(folder, path) for folder, pattern in places for path in sorted(folder.glob(pattern)) if path.is_file()]
+    stats = ((path.relative_to(folder), path.stat()) for folder, path in files)
+    return value_hash([[path.as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in stats])

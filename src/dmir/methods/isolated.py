@@ -387,7 +387,9 @@ def _registered(request: Mapping[str, Any], moving: Volume, fixed: Volume) -> tu
     told: dict[str, Any] = {}
     before = _checksum(moving, fixed) if foreign else 0
     start = time.perf_counter()
-    with surroundings(limit=request["limit"], names=request["names"], measured=told), _faults_told(foreign):
+    paths = {side: request[side] for side in ("moving", "fixed")}
+    around = surroundings(limit=request["limit"], names=request["names"], paths=paths, measured=told)
+    with around, _faults_told(foreign):
         displacement = register(moving, fixed, method, **parameters)
     measured: dict[str, Any] = {"seconds": time.perf_counter() - start}
     require_field(displacement, fixed.shape)
