@@ -293,6 +293,7 @@ SHIFT = """
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 print("arguments", *sys.argv[1:])
